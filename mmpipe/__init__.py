@@ -1,0 +1,108 @@
+"""Multimodal data pipelines: Pixeltable tables in, trained PyTorch models out, at a cost proportional to the change.
+
+    declare ──► plan/apply ──► ingest ──► snapshot ──► load ──► train ──► transfer
+    pixeltable                            shards       torch    runs
+
+The store side (`plan`, `apply`, `sources`, `ingest`, `functions`, `field`, `snapshot`) never imports torch, the torch side
+(`open_snapshot`, `DataLoader`, `MultitaskModel`, `Trainer`, ...) never imports Pixeltable; they share shards and runs on disk.
+Every name is imported on first use, so that `import mmpipe` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = '0.1.0'
+
+# Public name to the module that has it; None where the name is itself a submodule.
+_WHERE: dict[str, str | None] = {
+    # store side
+    'Plan': 'mmpipe.plans',
+    'plan': 'mmpipe.plans',
+    'apply': 'mmpipe.plans',
+    'sources': None,
+    'ingest': 'mmpipe.sources',
+    'IngestReport': 'mmpipe.sources',
+    'quarantined': 'mmpipe.sources',
+    'functions': None,
+    'field': 'mmpipe.snapshots',
+    'snapshot': 'mmpipe.snapshots',
+    'SnapshotReport': 'mmpipe.snapshots',
+    'status': 'mmpipe.status',
+    # shared
+    'Snapshot': 'mmpipe.shards',
+    'Rows': 'mmpipe.shards',
+    'open_snapshot': 'mmpipe.shards',
+    'Run': 'mmpipe.runs',
+    'open_run': 'mmpipe.runs',
+    'MmpipeError': 'mmpipe.errors',
+    # torch side
+    'ShardDataset': 'mmpipe.data',
+    'DataLoader': 'mmpipe.data',
+    'collate': 'mmpipe.data',
+    'epoch_order': 'mmpipe.data',
+    'transforms': 'mmpipe.data',
+    'encoders': 'mmpipe.models',
+    'MultitaskModel': 'mmpipe.models',
+    'BareModel': 'mmpipe.models',
+    'classification': 'mmpipe.train',
+    'multilabel': 'mmpipe.train',
+    'regression': 'mmpipe.train',
+    'Trainer': 'mmpipe.train',
+    'evaluate': 'mmpipe.train',
+    'predict': 'mmpipe.train',
+    'load_model': 'mmpipe.train',
+    'transfer': 'mmpipe.train',
+}
+
+__all__ = [*_WHERE, '__version__']
+
+if TYPE_CHECKING:
+    from mmpipe import functions as functions
+    from mmpipe import sources as sources
+    from mmpipe.data import DataLoader as DataLoader
+    from mmpipe.data import ShardDataset as ShardDataset
+    from mmpipe.data import collate as collate
+    from mmpipe.data import epoch_order as epoch_order
+    from mmpipe.data import transforms as transforms
+    from mmpipe.errors import MmpipeError as MmpipeError
+    from mmpipe.models import BareModel as BareModel
+    from mmpipe.models import MultitaskModel as MultitaskModel
+    from mmpipe.models import encoders as encoders
+    from mmpipe.plans import Plan as Plan
+    from mmpipe.plans import apply as apply
+    from mmpipe.plans import plan as plan
+    from mmpipe.runs import Run as Run
+    from mmpipe.runs import open_run as open_run
+    from mmpipe.shards import Rows as Rows
+    from mmpipe.shards import Snapshot as Snapshot
+    from mmpipe.shards import open_snapshot as open_snapshot
+    from mmpipe.snapshots import SnapshotReport as SnapshotReport
+    from mmpipe.snapshots import field as field
+    from mmpipe.snapshots import snapshot as snapshot
+    from mmpipe.sources import IngestReport as IngestReport
+    from mmpipe.sources import ingest as ingest
+    from mmpipe.sources import quarantined as quarantined
+    from mmpipe.status import status as status
+    from mmpipe.train import Trainer as Trainer
+    from mmpipe.train import classification as classification
+    from mmpipe.train import evaluate as evaluate
+    from mmpipe.train import load_model as load_model
+    from mmpipe.train import multilabel as multilabel
+    from mmpipe.train import predict as predict
+    from mmpipe.train import regression as regression
+    from mmpipe.train import transfer as transfer
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f'module mmpipe has no attribute {name!r}')
+    where = _WHERE[name]
+    value = importlib.import_module(f'mmpipe.{name}') if where is None else getattr(importlib.import_module(where), name)
+    globals()[name] = value  # also over a submodule of the same name, which importing it has just put here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

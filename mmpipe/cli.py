@@ -1,0 +1,263 @@
+"""The `mmpipe` command. Results go to stdout, progress to stderr; an error is one line with the next move, and exit status 1."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mmpipe.errors import ConfigError, MmpipeError
+
+PENDING = 2  # exit status of `plan` when there is something to apply, as in terraform's -detailed-exitcode
+
+app = typer.Typer(
+    name='mmpipe',
+    help='Multimodal data pipelines: Pixeltable tables in, trained PyTorch models out, at a cost proportional to the change.',
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+PipelineName = Annotated[str, typer.Argument(metavar='PIPELINE', help='Folder below `pipelines` with schema.py, views.py, training.py.')]
+Directory = Annotated[str | None, typer.Option('--dir', help="Pixeltable directory of the tables; the pipeline's name when left out.")]
+AsJson = Annotated[bool, typer.Option('--json', help='Print one JSON object on stdout.')]
+_debug = False
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option('--debug', help='Show the whole traceback of an error.')] = False,
+    version: Annotated[bool, typer.Option('--version', help='Print the version and exit.')] = False,
+) -> None:
+    """Options before the command."""
+    global _debug
+    _debug = debug
+    if version:
+        from mmpipe import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command(epilog='Example: mmpipe demo --json > demo.json')
+def demo(
+    fresh: Annotated[bool, typer.Option('--fresh', help='Forget earlier demos and start over.')] = False,
+    add: Annotated[
+        Path | None, typer.Option('--add', metavar='DIR', help='Your own images, audio, video and documents to take in too.')
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the whole path on the bundled data: ingest, compute, freeze, train, then only what is new."""
+
+    def run() -> tuple[Any, str]:
+        from mmpipe.demo import run_demo
+        from mmpipe.progress import StageProgress
+
+        if add is not None and not add.is_dir():
+            raise ConfigError(f"--add {add}: there is no such folder. Give one with images, audio, video or documents.")
+        result = run_demo(fresh=fresh, add=add, show=StageProgress())
+        return result, ''
+
+    _print(run, as_json)
+
+
+@app.command(epilog='Example: mmpipe plan demo')
+def plan(pipeline: PipelineName, directory: Directory = None, as_json: AsJson = False) -> None:
+    """Show what the declared schema changes in the catalog. Exit status 2 when changes are pending, 0 when none are."""
+
+    def run() -> tuple[Any, str]:
+        from mmpipe.pipeline import find_pipeline
+        from mmpipe.plans import plan as make_plan
+
+        found = find_pipeline(pipeline, directory=directory)
+        made = make_plan(found.tables, found.directory)
+        return made.to_json(), str(made)
+
+    if _print(run, as_json)['pending']:
+        raise typer.Exit(PENDING)
+
+
+@app.command(epilog='Example: mmpipe apply demo --yes')
+def apply(
+    pipeline: PipelineName,
+    directory: Directory = None,
+    yes: Annotated[bool, typer.Option('--yes', '-y', help='Agree to changes that lose stored values.')] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make the catalog what the schema declares. Asks before anything that loses stored values."""
+
+    def run() -> tuple[Any, str]:
+        from mmpipe.pipeline import find_pipeline
+        from mmpipe.plans import apply as apply_plan
+        from mmpipe.plans import plan as make_plan
+
+        found = find_pipeline(pipeline, directory=directory)
+        made = make_plan(found.tables, found.directory)
+        agreed = yes
+        if made.destructive and not yes and sys.stdin.isatty():
+            print(made, file=sys.stderr)
+            agreed = typer.confirm('Stored values will be lost. Go on?', err=True)
+        apply_plan(made, allow_destructive=agreed)
+        return made.to_json(), str(made)
+
+    _print(run, as_json)
+
+
+@app.command(epilog='Example: mmpipe ingest demo examples/data')
+def ingest(
+    pipeline: PipelineName,
+    folder: Annotated[Path, typer.Argument(metavar='FOLDER', help="What the pipeline's views.sources() reads.")],
+    directory: Directory = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring the tables up to date with a folder: only what is new or changed. What is bad goes to quarantine."""
+
+    def run() -> tuple[Any, str]:
+        from dataclasses import asdict
+
+        from mmpipe.functions import counts
+        from mmpipe.pipeline import find_pipeline
+        from mmpipe.plans.computed import cells_by_column
+        from mmpipe.progress import StageProgress
+        from mmpipe.sources import ingest as bring_in
+
+        found = find_pipeline(pipeline, directory=directory)
+        tables = found.bind()
+        show = StageProgress()
+        with show.stage('ingest'):
+            reports = [bring_in(table, source, progress=show) for table, source in found.module('views').sources(folder)]
+        computed = cells_by_column(tables, counts())
+        result = {
+            'tables': [{**asdict(report), 'written': report.written} for report in reports],
+            'computed': computed,
+        }
+        cells = ', '.join(f'{column} {count}' for column, count in computed.items() if count) or 'none'
+        return result, '\n'.join([*map(str, reports), f'computed cells: {cells}'])
+
+    _print(run, as_json)
+
+
+@app.command(epilog='Example: mmpipe status demo')
+def status(pipeline: PipelineName, directory: Directory = None, as_json: AsJson = False) -> None:
+    """Show rows, failed cells and quarantine of each table, the current snapshot, and the runs."""
+
+    def run() -> tuple[Any, str]:
+        from mmpipe.pipeline import find_pipeline
+        from mmpipe.status import status as look
+
+        found = find_pipeline(pipeline, directory=directory)
+        seen = look(found.directory, name=found.name)
+        return seen.to_json(), str(seen)
+
+    _print(run, as_json)
+
+
+@app.command(epilog='Example: mmpipe snapshot demo')
+def snapshot(
+    pipeline: PipelineName,
+    directory: Directory = None,
+    root: Annotated[Path | None, typer.Option(help='Directory of the shards; .mmpipe/shards/PIPELINE when left out.')] = None,
+    full: Annotated[bool, typer.Option('--full', help='Look at every row, not only at changed ones.')] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Freeze the pipeline's training view as shards: writes only rows that no shard holds yet."""
+
+    def run() -> tuple[Any, str]:
+        from mmpipe.home import shards_dir
+        from mmpipe.pipeline import find_pipeline
+        from mmpipe.progress import StageProgress
+        from mmpipe.snapshots import snapshot as freeze
+
+        found = find_pipeline(pipeline, directory=directory)
+        found.bind()
+        show = StageProgress()
+        with show.stage('snapshot'):
+            view = found.module('views').training_view()
+            made = freeze(root=root or shards_dir(found.name), full=full, progress=show, **view)
+        return made.to_json(), str(made)
+
+    _print(run, as_json)
+
+
+@app.command(epilog='Example: mmpipe train demo --continue')
+def train(
+    pipeline: PipelineName,
+    root: Annotated[Path | None, typer.Option(help='Directory of the shards; .mmpipe/shards/PIPELINE when left out.')] = None,
+    go_on: Annotated[bool, typer.Option('--continue', help="Start from the pipeline's last finished run.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train the pipeline's model on its current snapshot. Needs no Pixeltable."""
+
+    def run() -> tuple[Any, str]:
+        from mmpipe.home import shards_dir
+        from mmpipe.pipeline import find_pipeline
+        from mmpipe.progress import StageProgress
+        from mmpipe.runs import list_runs, open_run
+        from mmpipe.shards import open_snapshot
+
+        found = find_pipeline(pipeline)
+        frozen = open_snapshot(root or shards_dir(found.name))
+        finished = [made for made in map(open_run, list_runs(found.name)) if made.status == 'finished'] if go_on else []
+        if go_on and not finished:
+            raise ConfigError(f"'{found.name}' has no finished run to continue: leave out --continue")
+        show = StageProgress()
+        with show.stage('import'):
+            training = found.module('training')
+        with show.stage('train'):
+            made = training.train(frozen, continue_from=finished[-1] if finished else None, progress=show)
+        lines = [f'run {made.id} on snapshot {frozen.id}: {made.path}']
+        for task, scores in made.metrics.items():
+            lines.append(f'  {task}: ' + ', '.join(f'{name} {_number(value)}' for name, value in scores.items()))
+        result = {'run': made.id, 'path': str(made.path), 'snapshot': frozen.id, 'metrics': made.metrics, 'parent': made.parent}
+        return result, '\n'.join(lines)
+
+    _print(run, as_json)
+
+
+def _number(value: Any) -> str:
+    return f'{value:.4g}' if isinstance(value, float) else str(value)
+
+
+def _print(run: Callable[[], tuple[Any, str]], as_json: bool) -> Any:
+    """Run a command with stdout kept clean, and print its result: JSON, or text."""
+    with contextlib.redirect_stdout(sys.stderr):  # libraries print; what is on stdout is the result alone
+        result, text = run()
+    if as_json:
+        print(json.dumps(result, default=str))
+    elif text:
+        print(text)
+    return result
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    # pgserver asks for a runtime directory that containers do not set; it then uses one of its own.
+    warnings.filterwarnings('ignore', message='XDG_RUNTIME_DIR is not set')
+    try:
+        app()
+    except MmpipeError as error:
+        _fail(error, f'{type(error).__name__}: {error}')
+    except KeyboardInterrupt:
+        print('interrupted; run the same command again to go on', file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:  # noqa: BLE001 (the last resort of a command; --debug shows all of it)
+        name = f'{type(error).__module__}.{type(error).__name__}'
+        _fail(error, f'{name}: {" ".join(str(error).split())} (`mmpipe --debug ...` shows where)')
+
+
+def _fail(error: BaseException, message: str) -> None:
+    if _debug:
+        raise error
+    print(f'error: {message}', file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == '__main__':
+    main()

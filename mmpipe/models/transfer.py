@@ -1,0 +1,94 @@
+"""New heads on the encoders of a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from mmpipe.errors import ConfigError, RunError
+from mmpipe.models.heads import make_head
+from mmpipe.models.multitask import FREEZE, MultitaskModel, slot
+from mmpipe.models.rebuild import build_recorded, load_multitask
+from mmpipe.runs import Run, open_run
+
+if TYPE_CHECKING:
+    from mmpipe.train.tasks import Task
+
+
+def transfer(
+    run: str | os.PathLike[str] | Run, *, tasks: Sequence[Task], freeze: str | None = 'encoders'
+) -> TransferFactory:
+    """A model factory: the encoders and the fusion of a run with their weights, and new heads for new tasks.
+
+    Args:
+        run: what was trained before.
+        tasks: what to learn now. All of them get new heads, whatever they are called.
+        freeze: 'encoders' trains fusion and heads, 'trunk' heads alone, None everything. What is frozen comes out of
+            the training bit for bit as it went in, statistics of BatchNorm included.
+
+    Returns:
+        A factory for `Trainer.fit`. Buffers that encoders fitted on the first run's rows are kept; the new heads fit
+        theirs on the new rows. The run it makes can be rebuilt, also when `run` is gone.
+
+    Raises:
+        ConfigError: no tasks, or another word for `freeze`.
+        RunError: the run cannot be rebuilt, has no checkpoint, or trained no `MultitaskModel`.
+    """
+    if not tasks:
+        raise ConfigError("transfer needs at least one task, as in tasks=[mm.classification('season', 4)].")
+    if freeze is not None and freeze not in FREEZE:
+        raise ConfigError(f'freeze={freeze!r} is none of {", ".join(map(repr, FREEZE))}, None.')
+    opened = open_run(run)
+    if opened.record['factory'] is None:
+        raise RunError(f'Run {opened.id} cannot be transferred from: {opened.cannot["rebuild"]}.')
+    return TransferFactory(run=opened, tasks=tuple(tasks), freeze=freeze)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferFactory:
+    """What `transfer` returns: called without arguments, it makes the model.
+
+    Attributes:
+        run: what is transferred from.
+        tasks: the new tasks.
+        freeze: what stays as it is.
+    """
+
+    run: Run
+    tasks: tuple[Task, ...]
+    freeze: str | None
+
+    def __call__(self) -> MultitaskModel:
+        """The model with the run's weights and new heads."""
+        return _with_heads(load_multitask(self.run, why='transfer'), self.tasks, self.freeze).train()
+
+    def factory_record(self) -> dict[str, Any]:
+        """What a run record says of it: the whole chain down to a function, so that no other run is needed."""
+        return {
+            'kind': 'transfer',
+            'run': self.run.id,
+            'base': self.run.record['factory'],
+            'tasks': [task.to_json() for task in self.tasks],
+            'freeze': self.freeze,
+        }
+
+
+def build_transferred(record: Mapping[str, Any], *, run: str) -> nn.Module:
+    """The structure that `factory_record` describes, without weights."""
+    from mmpipe.train.tasks import task_from_json
+
+    base = build_recorded(record['base'], run=run)
+    assert isinstance(base, MultitaskModel)
+    return _with_heads(base, tuple(task_from_json(task) for task in record['tasks']), record['freeze'])
+
+
+def _with_heads(model: MultitaskModel, tasks: tuple[Task, ...], freeze: str | None) -> MultitaskModel:
+    width = int(model.fusion.out_features)  # type: ignore[arg-type]
+    model.tasks = tasks
+    model.heads = nn.ModuleDict({slot(task.name): make_head(task, width) for task in tasks})
+    model.freeze(freeze)
+    return model

@@ -1,0 +1,86 @@
+"""Weights of a module as one safetensors file, and back, without a name left over on either side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from mmpipe.errors import ModelError
+
+
+def save_weights(module: nn.Module, file: Path) -> None:
+    """Write the `state_dict` of a module, in the dtypes it has.
+
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / 'model.safetensors'
+    >>> save_weights(nn.Linear(2, 1), file); sorted(load_weights(file))
+    ['bias', 'weight']
+    """
+    # A safetensors file holds no shared memory, so tied weights are written once per name.
+    seen: set[int] = set()
+    tensors = {}
+    for name, tensor in module.state_dict().items():
+        value = tensor.detach().to('cpu').contiguous()
+        tensors[name] = value.clone() if value.data_ptr() in seen else value
+        seen.add(value.data_ptr())
+    save_file(tensors, file)
+
+
+def load_weights(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, on the CPU.
+
+    Raises:
+        ModelError: the file is missing or damaged.
+    """
+    try:
+        return load_file(file)
+    except Exception as error:
+        raise ModelError(f'{file} holds no weights that can be read ({error}). Restore it, or train again.') from error
+
+
+def put_weights(
+    module: nn.Module, tensors: Mapping[str, torch.Tensor], *, source: str, new: tuple[str, ...] = ()
+) -> None:
+    """Copy tensors into a module; every name and shape must fit.
+
+    Args:
+        module: what they go into, on any device.
+        tensors: by the names of its `state_dict`.
+        source: where they come from, for messages.
+        new: prefixes of names that the source may lack, such as `heads.season.`.
+
+    Raises:
+        ModelError: a name is missing or left over, or a shape differs.
+
+    >>> put_weights(nn.Linear(2, 1), {'weight': torch.zeros(1, 2)}, source='a file')
+    Traceback (most recent call last):
+    ...
+    mmpipe.errors.ModelError: The weights of a file do not fit Linear: it lacks 'bias'.
+    Build the model with the arguments that the weights were trained with.
+    """
+    own = module.state_dict()
+    lacking = [name for name in own if name not in tensors and not name.startswith(new or ('\0',))]
+    extra = [name for name in tensors if name not in own]
+    shapes = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
+    problem = None
+    if lacking:
+        problem = f'it lacks {lacking[0]!r}' + (f' and {len(lacking) - 1} more' if len(lacking) > 1 else '')
+    elif extra:
+        problem = (
+            f'it has {extra[0]!r}'
+            + (f' and {len(extra) - 1} more' if len(extra) > 1 else '')
+            + ' that the model has not'
+        )
+    elif shapes:
+        name = shapes[0]
+        problem = f'{name!r} has shape {list(tensors[name].shape)} there and {list(own[name].shape)} here'
+    if problem:
+        raise ModelError(
+            f'The weights of {source} do not fit {type(module).__name__}: {problem}. '
+            f'Build the model with the arguments that the weights were trained with.'
+        )
+    module.load_state_dict({**own, **tensors})

@@ -1,0 +1,6 @@
+"""Plan and apply: what a declared schema changes in the catalog, and the doing of it. Imports no torch."""
+
+from mmpipe.plans.apply import apply
+from mmpipe.plans.plan import Change, Plan, plan
+
+__all__ = ['Change', 'Plan', 'apply', 'plan']

@@ -1,0 +1,153 @@
+"""What would change in the catalog if the declared table classes were applied: a value to read, print and apply."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mmpipe.errors import SchemaError
+from mmpipe.store import start
+
+MARKERS = {'create': '+', 'add': '+', 'alter': '~', 'drop': '-', 'recreate': '±', 'unsupported': '!'}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One change to a table, view, column or index.
+
+    Args:
+        action: create (a table), add, alter or drop (a column or index), recreate (a view whose iterator or filter
+            changed: its rows are computed again), unsupported (mmpipe and Pixeltable cannot do it in place).
+        table: path of the table or view.
+        name: column or index; '' for the table itself.
+        detail: what it becomes, as Pixeltable prints it.
+        rows: rows whose cells will be computed; 0 where none are.
+    """
+
+    action: str
+    table: str
+    name: str = ''
+    detail: str = ''
+    rows: int = 0
+
+    @property
+    def destructive(self) -> bool:
+        """Whether stored values are lost by it."""
+        return self.action in ('drop', 'recreate')
+
+    def __str__(self) -> str:
+        what = f'{self.table}.{self.name}' if self.name else self.table
+        rows = f'{self.rows:,} rows' if self.rows else ''
+        return f'{MARKERS[self.action]} {what:<32} {self.action:<12} {self.detail:<56} {rows}'.rstrip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The difference between table classes and a catalog directory. Made by `mm.plan`, carried out by `mm.apply`.
+
+    Args:
+        directory: catalog directory.
+        changes: what `apply` would do, in order.
+        unchanged: paths of the tables and views that stay as they are.
+        tables: the declared base class, made by `pxt.model_base()`.
+    """
+
+    directory: str
+    changes: tuple[Change, ...]
+    unchanged: tuple[str, ...]
+    tables: Any
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is anything to apply."""
+        return bool(self.changes)
+
+    @property
+    def destructive(self) -> tuple[Change, ...]:
+        """The changes that lose stored values."""
+        return tuple(change for change in self.changes if change.destructive)
+
+    @property
+    def unsupported(self) -> tuple[Change, ...]:
+        """The changes that cannot be applied."""
+        return tuple(change for change in self.changes if change.action == 'unsupported')
+
+    def __str__(self) -> str:
+        if not self.changes:
+            return f'{self.directory}: nothing to do, {len(self.unchanged)} tables and views are as declared.'
+        counts = {action: sum(c.action == action for c in self.changes) for action in MARKERS}
+        said = ', '.join(f'{count} to {action}' if action != 'unsupported' else f'{count} unsupported'
+                         for action, count in counts.items() if count)  # fmt: skip
+        lost = len(self.destructive)
+        tail = f'{lost} of them lose stored values.' if lost else 'Nothing is dropped.'
+        return '\n'.join([f'{self.directory}: {said}, {len(self.unchanged)} unchanged. {tail}', *map(str, self.changes)])
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            'directory': self.directory,
+            'pending': self.pending,
+            'changes': [{**asdict(change), 'destructive': change.destructive} for change in self.changes],
+            'unchanged': list(self.unchanged),
+        }
+
+
+def plan(tables: Any, directory: str) -> Plan:
+    """Compare table classes with what is in a catalog directory. Reads only.
+
+    Args:
+        tables: base class made by `pxt.model_base()`, with the table classes declared under it.
+        directory: catalog directory, such as 'shop'; it need not exist yet.
+
+    Returns:
+        The plan. `print(plan)` shows it with a marker per change: + create or add, ~ alter, - drop, ± drop and make
+        again, ! not possible.
+
+    Raises:
+        SchemaError: `tables` is not such a base class, or holds no table.
+    """
+    pxt = start()
+    models = getattr(tables, '__registered_models__', None)
+    if models is None:
+        raise SchemaError(f'{tables!r:.80} is not made by pxt.model_base(): pass the base class of your table classes')
+    if not models:
+        raise SchemaError('no table class is declared under this pxt.model_base(): import the module that declares them')
+    changes: list[Change] = []
+    unchanged: list[str] = []
+    for diff in tables.get_model_diff(directory).values():
+        found = list(_changes(pxt, diff))
+        changes += found
+        if not found:
+            unchanged.append(diff.path)
+    return Plan(directory=directory, changes=tuple(changes), unchanged=tuple(unchanged), tables=tables)
+
+
+def _changes(pxt: Any, diff: Any) -> Iterator[Change]:
+    if not diff.exists:
+        computed = sum(1 for op in diff.ops if op.target == 'column' and op.details and op.details.value)
+        detail = f'{diff.kind} with {sum(op.target == "column" for op in diff.ops)} columns, {computed} computed'
+        yield Change(action='create', table=diff.path, detail=detail)
+        return
+    structural = [op for op in diff.ops if op.severity == 'unsupported']
+    if structural and diff.kind == 'view' and all(op.name in ('iterator', 'view_filter') for op in structural):
+        rows = pxt.get_table(diff.path).count()
+        detail = '; '.join(f'{op.name}: {op.existing} -> {op.model}' for op in structural)
+        yield Change(action='recreate', table=diff.path, detail=detail, rows=rows)
+        return
+    rows = pxt.get_table(diff.path).count() if diff.ops else 0
+    for op in diff.ops:
+        if op.severity == 'unsupported':
+            name = op.name if op.target == 'column' else ''
+            yield Change(action='unsupported', table=diff.path, name=name or '', detail=op.description)
+            continue
+        name = op.name or ', '.join(op.details.index_ref.columns)
+        value = op.details.value if op.details else None
+        if op.op == 'alter':
+            detail = f'{op.details.previous_value} -> {value}'
+        elif op.target == 'index':
+            detail = 'index'
+        else:
+            detail = value or (op.details.type if op.details else '')
+        computed = rows if op.op != 'drop' and (value or op.target == 'index') else 0
+        yield Change(action=op.op, table=diff.path, name=name, detail=detail, rows=computed)

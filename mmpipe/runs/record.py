@@ -1,0 +1,296 @@
+"""A run: a folder that says what was trained, from which rows, by which code, and holds the weights.
+
+    runs/<name>/<number>/
+        run.json           what, from which snapshot, by which factory, with what result
+        metrics.jsonl      one JSON object per line, in order of steps
+        train_rows.npy     sorted uint64 key hashes of the training rows
+        checkpoints/<step>/  model.safetensors, optimizer.safetensors, state.json
+
+Both sides of the wall read runs, so this package needs neither torch nor Pixeltable.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmpipe.errors import ConfigError, RunError
+from mmpipe.home import runs_dir
+from mmpipe.runs.durable import sync_file, write_json
+
+FORMAT = 1
+PACKAGES = ('mmpipe', 'torch', 'torchvision', 'timm', 'numpy', 'pyarrow', 'safetensors')
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run on disk. Its record is read when it is opened; `open_run(run.path)` reads it again.
+
+    Attributes:
+        path: folder of the run.
+        record: content of run.json.
+    """
+
+    path: Path
+    record: Mapping[str, Any]
+
+    @property
+    def id(self) -> str:
+        """Name and number, such as `shop/0007`."""
+        return self.record['id']
+
+    @property
+    def status(self) -> str:
+        """'running' (or killed), 'finished', 'interrupted' or 'failed'."""
+        return self.record['status']
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Metrics of the last evaluation: {task: {metric: value}}; empty when there was no validation split."""
+        return self.record['metrics']
+
+    @property
+    def snapshot(self) -> dict[str, str]:
+        """{'id': ..., 'root': ...} of the snapshot it was trained on."""
+        return self.record['snapshot']
+
+    @property
+    def tasks(self) -> list[dict[str, Any]]:
+        """The tasks as JSON; `mmpipe.train.task_from_json` makes them tasks again."""
+        return self.record['tasks']
+
+    @property
+    def parent(self) -> dict[str, Any] | None:
+        """The run that this one continues or transfers from, and how many rows are new since; None for a first run."""
+        return self.record['parent']
+
+    @property
+    def cannot(self) -> dict[str, str]:
+        """What this run cannot do, with the reason: {'rebuild': ...}; empty when it can do everything."""
+        return self.record['cannot']
+
+    def history(self) -> list[dict[str, Any]]:
+        """Every line of metrics.jsonl, in order of steps."""
+        file = self.path / 'metrics.jsonl'
+        if not file.is_file():
+            return []
+        return [json.loads(line) for line in file.read_text(encoding='utf-8').splitlines() if line]
+
+    def train_rows(self) -> np.ndarray:
+        """Sorted uint64 key hashes of the rows it was trained on."""
+        return np.load(self.path / 'train_rows.npy', allow_pickle=False)
+
+    def trained_on(self, hashes: np.ndarray) -> np.ndarray:
+        """Which rows it was trained on: bool `[n]` for uint64 key hashes `[n]`, such as `rows.hashes`."""
+        return np.isin(hashes, self.train_rows())
+
+    def checkpoint(self) -> Path:
+        """Folder of the newest complete checkpoint.
+
+        Raises:
+            RunError: there is none, since the run ended before its first checkpoint.
+        """
+        found = self.newest_checkpoint()
+        if found is None:
+            raise RunError(
+                f'Run {self.id} ({self.status}) has no checkpoint in {self.path / "checkpoints"}. '
+                f'Start it again with resume={str(self.path)!r}, or train with a smaller checkpoint_seconds.'
+            )
+        return found
+
+    def newest_checkpoint(self) -> Path | None:
+        """Folder of the newest complete checkpoint, or None."""
+        folder = self.path / 'checkpoints'
+        steps = [entry for entry in folder.iterdir() if entry.name.isdecimal()] if folder.is_dir() else []
+        return max(steps, key=lambda entry: int(entry.name), default=None)
+
+
+def open_run(run: str | os.PathLike[str] | Run, *, runs: str | os.PathLike[str] | None = None) -> Run:
+    """Open a run by path or by id.
+
+    Args:
+        run: a folder, an id such as `shop/0007`, the name `shop` alone for its newest run, or a `Run` to read again.
+        runs: where ids are looked up; the project's `.mmpipe/runs` when None.
+
+    Raises:
+        RunError: no such run, or a damaged record.
+
+    >>> open_run('nothing/0001', runs='/tmp')
+    Traceback (most recent call last):
+    ...
+    mmpipe.errors.RunError: There is no run 'nothing/0001' in /tmp: no run.json there. `ls /tmp` shows the names.
+    """
+    if isinstance(run, Run):
+        return open_run(run.path)
+    root = Path(runs) if runs is not None else runs_dir()
+    for folder in (Path(run), root / run):
+        if (folder / 'run.json').is_file():
+            return Run(folder.resolve(), _read_record(folder / 'run.json'))
+        numbers = list_runs(folder.name, runs=folder.parent)
+        if numbers:
+            return open_run(numbers[-1])
+    raise RunError(f'There is no run {str(run)!r} in {root}: no run.json there. `ls {root}` shows the names.')
+
+
+def list_runs(name: str, *, runs: str | os.PathLike[str] | None = None) -> list[Path]:
+    """Folders of the runs called `name`, oldest first.
+
+    >>> list_runs('nothing', runs='/tmp')
+    []
+    """
+    folder = (Path(runs) if runs is not None else runs_dir()) / name
+    if not folder.is_dir():
+        return []
+    found = [entry for entry in folder.iterdir() if entry.name.isdecimal() and (entry / 'run.json').is_file()]
+    return sorted(found, key=lambda entry: int(entry.name))
+
+
+def create_run(name: str, record: Mapping[str, Any], *, runs: str | os.PathLike[str] | None = None) -> Run:
+    """Claim the next number of `name` and write its first record.
+
+    Args:
+        name: letters, digits, `.`, `_` and `-`.
+        record: what run.json is to hold beside format, id, status, time and versions.
+        runs: where to put it; the project's `.mmpipe/runs` when None.
+
+    Raises:
+        ConfigError: a name that is no folder name.
+
+    >>> import tempfile
+    >>> run = create_run('shop', {'metrics': {}}, runs=tempfile.mkdtemp())
+    >>> run.id, run.status
+    ('shop/0001', 'running')
+    """
+    if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]*', name):
+        raise ConfigError(f"A run cannot be called {name!r}: use letters, digits, `.`, `_` and `-`, as in name='shop'.")
+    folder = (Path(runs) if runs is not None else runs_dir()) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    taken = [int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal()]
+    number = max(taken, default=0) + 1
+    while True:  # mkdir is the claim: of two processes, one moves on to the next number
+        path = folder / f'{number:04d}'
+        try:
+            path.mkdir()
+            break
+        except FileExistsError:
+            number += 1
+    full = {
+        'format': FORMAT,
+        'id': f'{name}/{number:04d}',
+        'status': 'running',
+        'created': datetime.now(UTC).isoformat(timespec='seconds'),
+        **record,
+        'versions': installed_versions(),
+    }
+    write_json(path / 'run.json', full)
+    return Run(path.resolve(), full)
+
+
+def update_run(run: Run, **changes: Any) -> Run:
+    """Replace entries of run.json in one atomic write.
+
+    >>> import tempfile
+    >>> run = create_run('shop', {'metrics': {}}, runs=tempfile.mkdtemp())
+    >>> open_run(update_run(run, status='finished').path).status
+    'finished'
+    """
+    record = {**run.record, **changes}
+    write_json(run.path / 'run.json', record)
+    return Run(run.path, record)
+
+
+def append_metrics(run: Run, lines: list[dict[str, Any]]) -> None:
+    """Add lines to metrics.jsonl; they survive a kill of this process, and a power cut after `sync_metrics`.
+
+    >>> import tempfile
+    >>> run = create_run('shop', {}, runs=tempfile.mkdtemp())
+    >>> append_metrics(run, [{'step': 1, 'loss': 0.5}]); run.history()
+    [{'step': 1, 'loss': 0.5}]
+    """
+    if not lines:
+        return
+    with open(run.path / 'metrics.jsonl', 'a', encoding='utf-8') as file:
+        file.writelines(json.dumps(line, allow_nan=False) + '\n' for line in lines)
+
+
+def sync_metrics(run: Run) -> None:
+    """Flush metrics.jsonl to the disk, as a checkpoint does before it is written."""
+    if (run.path / 'metrics.jsonl').is_file():
+        sync_file(run.path / 'metrics.jsonl')
+
+
+def cut_metrics(run: Run, step: int) -> None:
+    """Drop the lines after `step` (and a line that a kill left half-written), before training on from there.
+
+    >>> import tempfile
+    >>> run = create_run('shop', {}, runs=tempfile.mkdtemp())
+    >>> append_metrics(run, [{'step': 1}, {'step': 2}]); cut_metrics(run, 1); run.history()
+    [{'step': 1}]
+    """
+    file = run.path / 'metrics.jsonl'
+    if not file.is_file():
+        return
+    kept = []
+    for line in file.read_text(encoding='utf-8').splitlines():
+        try:
+            if json.loads(line)['step'] <= step:
+                kept.append(line + '\n')
+        except ValueError:
+            break
+    temporary = file.with_name(f'.metrics.{os.getpid()}.tmp')
+    temporary.write_text(''.join(kept), encoding='utf-8')
+    sync_file(temporary)
+    os.replace(temporary, file)
+
+
+def drop_checkpoints(run: Run, *, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints, and what a kill left of half-written ones."""
+    folder = run.path / 'checkpoints'
+    if not folder.is_dir():
+        return
+    steps = sorted((entry for entry in folder.iterdir() if entry.name.isdecimal()), key=lambda entry: int(entry.name))
+    leftovers = [entry for entry in folder.iterdir() if entry.name.endswith('.tmp')]
+    for entry in steps[:-keep] + leftovers:
+        shutil.rmtree(entry, ignore_errors=True)
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a run computes.
+
+    >>> 'python' in installed_versions()
+    True
+    """
+    versions = {'python': platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _read_record(file: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(file.read_text(encoding='utf-8'))
+        version = record['format']
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f'{file} is not a run record ({type(error).__name__}: {error}). Restore it from a copy, or train again.'
+        ) from error
+    if version != FORMAT:
+        raise RunError(
+            f'{file} has format {version}; this mmpipe reads format {FORMAT}. Install the mmpipe that wrote it: '
+            f'{record.get("versions", {}).get("mmpipe", "unknown version")}.'
+        )
+    return record

@@ -1,0 +1,7 @@
+"""The shard format: Arrow IPC files and a checksummed manifest. Imports neither Pixeltable nor torch."""
+
+from mmpipe.shards.field import Field
+from mmpipe.shards.reader import Rows, Snapshot, open_snapshot
+from mmpipe.shards.writer import Block, commit, key_hash, write_block, write_snapshot
+
+__all__ = ['Block', 'Field', 'Rows', 'Snapshot', 'commit', 'key_hash', 'open_snapshot', 'write_block', 'write_snapshot']

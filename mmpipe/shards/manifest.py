@@ -1,0 +1,242 @@
+"""The manifest of a snapshot: a small checksummed JSON head, and an Arrow table that lists its shards.
+
+    root/LATEST                    the id of the current snapshot: the one file that is ever replaced
+    root/manifests/<id>.json       head: fields, splits, source versions, and the names and digests of the next two
+    root/manifests/<sha>.arrow     shard list: block, path, fields, rows, bytes, sha256
+    root/masks/<sha>.arrow         dropped rows: block, row
+    root/shards/<sha>.arrow        the data
+
+A *block* is a run of rows; its fields may lie in several shards (a field added later gets a shard of its own beside the others).
+Sample order is block order, then row order. Everything but LATEST is immutable and named by its content.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mmpipe.errors import ShardError
+from mmpipe.shards.field import Field
+
+FORMAT = 'mmpipe-shards'
+VERSION = 1
+
+SHARD_LIST = pa.schema([
+    ('block', pa.int64()),
+    ('path', pa.string()),
+    ('fields', pa.list_(pa.string())),
+    ('rows', pa.int64()),
+    ('bytes', pa.int64()),
+    ('sha256', pa.string()),
+])
+DROPPED_LIST = pa.schema([('block', pa.int64()), ('row', pa.int64())])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One file of data: some fields of one block of rows."""
+
+    block: int
+    path: str
+    fields: tuple[str, ...]
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything that defines a snapshot; its id is a digest of this content, without parent and time.
+
+    Args:
+        fields: the fields, in declaration order.
+        shards: the files, ordered by block.
+        dropped: `[k, 2]` int64 array of (block, row) that are no longer part of the snapshot, sorted.
+        source: where the rows came from: table, version vector, filter, field expressions. JSON values only.
+        splits: live rows per split.
+        parent: id of the snapshot this one extends.
+        created: ISO 8601 time of the commit, UTC.
+    """
+
+    fields: tuple[Field, ...]
+    shards: tuple[Shard, ...]
+    dropped: np.ndarray
+    source: dict[str, Any]
+    splits: dict[str, int]
+    parent: str | None = None
+    created: str = ''
+    id: str = dataclass_field(default='', compare=False)
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        return 1 + max((shard.block for shard in self.shards), default=-1)
+
+
+def sha256_of(data: bytes | memoryview) -> str:
+    """Hex SHA-256 of some bytes.
+
+    >>> sha256_of(b'')[:8]
+    'e3b0c442'
+    """
+    return hashlib.sha256(data).hexdigest()
+
+
+def put(root: Path, folder: str, data: Any, suffix: str) -> tuple[str, str]:
+    """Store bytes under their digest, whole or not at all.
+
+    Args:
+        root: snapshot root.
+        folder: directory below it.
+        data: bytes-like content.
+        suffix: file name ending, with the dot.
+
+    Returns:
+        Path relative to the root, and the SHA-256. A whole file that is there already is kept.
+    """
+    sha = sha256_of(data)
+    path = f'{folder}/{sha[:32]}{suffix}'
+    target = root / path
+    if not target.exists() or target.stat().st_size != memoryview(data).nbytes:
+        write_atomically(target, data)
+    return path, sha
+
+
+def write_atomically(target: Path, data: Any) -> None:
+    """Write a file so that a crash leaves either the old one or the new one, never a part of it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix='.tmp-')
+    try:
+        with os.fdopen(handle, 'wb') as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def table_bytes(table: pa.Table) -> pa.Buffer:
+    """An Arrow table as one uncompressed IPC file, with one record batch."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        for batch in table.combine_chunks().to_batches():
+            writer.write_batch(batch)
+    return sink.getvalue()
+
+
+def save(root: Path, manifest: Manifest) -> str:
+    """Write a manifest and move LATEST to it: the commit.
+
+    Returns:
+        The snapshot id, 16 hex digits.
+    """
+    rows = {name: [getattr(shard, name) for shard in manifest.shards] for name in SHARD_LIST.names}
+    rows['fields'] = [list(shard.fields) for shard in manifest.shards]
+    shard_path, shard_sha = put(root, 'manifests', table_bytes(pa.table(rows, schema=SHARD_LIST)), '.arrow')
+    dropped = pa.table({'block': manifest.dropped[:, 0], 'row': manifest.dropped[:, 1]}, schema=DROPPED_LIST)
+    mask_path, mask_sha = put(root, 'masks', table_bytes(dropped), '.arrow')
+    content = {
+        'format': FORMAT,
+        'version': VERSION,
+        'fields': [item.to_json() for item in manifest.fields],
+        'shards': {'path': shard_path, 'sha256': shard_sha, 'files': len(manifest.shards)},
+        'dropped': {'path': mask_path, 'sha256': mask_sha, 'rows': len(manifest.dropped)},
+        'source': manifest.source,
+        'splits': manifest.splits,
+    }
+    identity = sha256_of(json.dumps(content, sort_keys=True).encode())[:16]
+    head_path = root / 'manifests' / f'{identity}.json'
+    if not head_path.exists():
+        head = {'id': identity, **content, 'parent': manifest.parent, 'created': manifest.created}
+        head['checksum'] = sha256_of(json.dumps(head, sort_keys=True).encode())
+        write_atomically(head_path, json.dumps(head, indent=1).encode())
+    write_atomically(root / 'LATEST', (identity + '\n').encode())
+    return identity
+
+
+def latest_id(root: Path) -> str | None:
+    """Id of the current snapshot of a root; None when nothing was committed there."""
+    try:
+        return (root / 'LATEST').read_text(errors='replace').strip() or None
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        raise ShardError(f"'{root}' is a file, and a snapshot root is a directory: name the directory") from None
+
+
+def load(root: Path, identity: str | None = None) -> Manifest:
+    """Read and check a manifest.
+
+    Args:
+        root: snapshot root.
+        identity: snapshot id; the latest when None.
+
+    Raises:
+        ShardError: no such snapshot, a checksum that does not match, a missing shard, or another format version.
+    """
+    identity = identity or latest_id(root)
+    if identity is None:
+        raise ShardError(f"no snapshot in '{root}'. Write one with mm.snapshot(...) or `mmpipe snapshot`.")
+    path = root / 'manifests' / f'{identity}.json'
+    try:
+        head = json.loads(path.read_text())
+        checksum = head.pop('checksum')
+    except FileNotFoundError:
+        have = ', '.join(sorted(p.stem for p in (root / 'manifests').glob('*.json'))) or 'none'
+        raise ShardError(f"no snapshot '{identity}' in '{root}'; there: {have}") from None
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ShardError(f"'{path}' is not a manifest ({error}). Restore the file, or open an older snapshot by id.") from None
+    if sha256_of(json.dumps(head, sort_keys=True).encode()) != checksum:
+        raise ShardError(f"'{path}' does not match its checksum. Restore the file, or open an older snapshot by id.")
+    if head['format'] != FORMAT or head['version'] != VERSION:
+        raise ShardError(
+            f"'{path}' has format {head['format']} {head['version']}, this mmpipe reads {FORMAT} {VERSION}. "
+            f'Install the mmpipe that wrote it, or write the snapshot again.'
+        )
+    shard_table = _read_checked(root, head['shards'])
+    dropped = _read_checked(root, head['dropped'])
+    columns = shard_table.to_pydict()
+    shards = tuple(
+        Shard(**{**dict(zip(columns, row, strict=True)), 'fields': tuple(row[2])})
+        for row in zip(*columns.values(), strict=True)
+    )
+    for shard in shards:
+        file = root / shard.path
+        if not file.is_file() or file.stat().st_size != shard.bytes:
+            raise ShardError(
+                f"shard '{file}' of snapshot '{identity}' is missing or has not its {shard.bytes} bytes. "
+                f'Restore it, or write the snapshot again into a new root.'
+            )
+    return Manifest(
+        fields=tuple(Field.from_json(item) for item in head['fields']),
+        shards=shards,
+        dropped=np.stack([dropped['block'].to_numpy(), dropped['row'].to_numpy()], axis=1),
+        source=head['source'],
+        splits=head['splits'],
+        parent=head['parent'],
+        created=head['created'],
+        id=identity,
+    )
+
+
+def _read_checked(root: Path, entry: dict[str, Any]) -> pa.Table:
+    file = root / entry['path']
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        raise ShardError(f"'{file}' is missing. Restore it, or open an older snapshot by id.") from None
+    if sha256_of(data) != entry['sha256']:
+        raise ShardError(f"'{file}' does not match its digest. Restore it, or open an older snapshot by id.")
+    return pa.ipc.open_file(pa.BufferReader(data)).read_all()

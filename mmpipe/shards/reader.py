@@ -1,0 +1,270 @@
+"""Open a snapshot and read fields of its rows, straight from the mapped files."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mmpipe.errors import ConfigError, DataError, ShardError
+from mmpipe.shards import manifest as manifests
+from mmpipe.shards.field import Column, Field
+from mmpipe.shards.manifest import Manifest, sha256_of
+
+
+def open_snapshot(root: str | Path, id: str | None = None) -> Snapshot:
+    """Open a training snapshot. Needs no database: only the shards are read.
+
+    Args:
+        root: the directory given to `mm.snapshot`.
+        id: snapshot id; the latest when None.
+
+    Returns:
+        The snapshot; it can be pickled, and maps its files on first use in whichever process that is.
+
+    Raises:
+        ShardError: no snapshot there, or damaged files.
+
+    >>> open_snapshot('nowhere')
+    Traceback (most recent call last):
+    ...
+    mmpipe.errors.ShardError: no snapshot in 'nowhere'. Write one with mm.snapshot(...) or `mmpipe snapshot`.
+    """
+    if '://' in str(root):
+        raise ConfigError(f"'{root}': this version reads snapshots from local directories only; copy it to a disk first")
+    return Snapshot(str(root), manifests.load(Path(root), id))
+
+
+class Snapshot:
+    """An immutable set of rows, named by its content.
+
+    Args:
+        root: directory of the shards.
+        manifest: what `mmpipe.shards.manifest.load` read there.
+    """
+
+    def __init__(self, root: str, manifest: Manifest) -> None:
+        self.root = root
+        self.manifest = manifest
+        self.id = manifest.id
+        self.fields: dict[str, Field] = {item.name: item for item in manifest.fields}
+        self.splits = manifest.splits
+        self._tables: dict[tuple[int, str], pa.Table] = {}
+        self._columns: dict[tuple[int, str], Column] = {}
+        self._files = {(shard.block, name): shard for shard in manifest.shards for name in ('_key', *shard.fields)}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_snapshot, (os.path.abspath(self.root), self.id)
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __repr__(self) -> str:
+        splits = ', '.join(f'{name or "(no split)"} {count}' for name, count in self.splits.items())
+        return f"<Snapshot {self.id} in '{self.root}': {len(self)} rows ({splits}), fields {', '.join(self.fields)}>"
+
+    @cached_property
+    def _live(self) -> np.ndarray:
+        """`[n, 2]` (block, row) of the rows that are not dropped, in sample order."""
+        counts = np.array([self._files[block, '_key'].rows for block in range(self.manifest.blocks)], dtype=np.int64)
+        starts = np.cumsum(counts) - counts
+        live = np.ones(counts.sum(), dtype=bool)
+        dropped = self.manifest.dropped
+        live[starts[dropped[:, 0]] + dropped[:, 1]] = False
+        block_of = np.repeat(np.arange(len(counts)), counts)
+        return np.stack([block_of, np.arange(len(live)) - starts[block_of]], axis=1)[live]
+
+    def _table(self, block: int, name: str) -> pa.Table:
+        shard = self._files[block, name]
+        table = self._tables.get((block, shard.path))
+        if table is None:
+            source = pa.memory_map(str(Path(self.root) / shard.path))
+            table = self._tables[block, shard.path] = pa.ipc.open_file(source).read_all()
+        return table
+
+    def _array(self, block: int, name: str) -> pa.Array:
+        """A stored column of a block, system columns (`_key`, `_rowid`, `_digest.x`) included."""
+        anchor = name.removeprefix('_digest.') if name.startswith('_digest.') else name
+        table = self._table(block, '_key' if anchor.startswith('_') else anchor)
+        chunks = table[name].chunks
+        return chunks[0] if len(chunks) == 1 else table[name].combine_chunks()
+
+    def _column(self, block: int, name: str) -> Column:
+        column = self._columns.get((block, name))
+        if column is None:
+            column = self._columns[block, name] = Column(self.fields[name], self._array(block, name))
+        return column
+
+    def rows(self) -> Rows:
+        """All rows."""
+        return Rows(self, np.arange(len(self)))
+
+    def split(self, name: str) -> Rows:
+        """The rows of one split.
+
+        Raises:
+            DataError: the snapshot has no such split.
+        """
+        if name not in self.splits:
+            have = ', '.join(repr(split) for split in self.splits) or 'none'
+            raise DataError(f"snapshot {self.id} in '{self.root}' has no split '{name}'; it has {have}")
+        rows = self.rows()
+        return rows.take(np.flatnonzero(rows.system('_split') == name))
+
+    def verify(self) -> None:
+        """Re-read every shard and compare its digest.
+
+        Raises:
+            ShardError: a shard's bytes changed since it was written.
+        """
+        for shard in self.manifest.shards:
+            if sha256_of((Path(self.root) / shard.path).read_bytes()) != shard.sha256:
+                raise ShardError(
+                    f"shard '{Path(self.root) / shard.path}' of snapshot {self.id} does not match its digest. "
+                    f'Restore it, or write the snapshot again into a new root.'
+                )
+
+
+class Rows:
+    """A selection of rows of a snapshot, in an order of its own.
+
+    Args:
+        snapshot: where they lie.
+        index: int64 positions among the snapshot's live rows.
+    """
+
+    def __init__(self, snapshot: Snapshot, index: np.ndarray) -> None:
+        self.snapshot = snapshot
+        self.index = np.asarray(index, dtype=np.int64)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Rows, (self.snapshot, self.index)  # without the keys and places kept so far
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __repr__(self) -> str:
+        return f'<{len(self)} rows of {self.snapshot!r}>'
+
+    @property
+    def fields(self) -> dict[str, Field]:
+        """The snapshot's fields by name."""
+        return self.snapshot.fields
+
+    @cached_property
+    def _places(self) -> np.ndarray:
+        return self.snapshot._live[self.index]
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """Row keys, an object array of str."""
+        return self.system('_key')
+
+    @cached_property
+    def hashes(self) -> np.ndarray:
+        """64-bit hashes of the keys, uint64 `[n]`."""
+        return self.system('_hash').astype(np.uint64)
+
+    def system(self, name: str) -> np.ndarray:
+        """One of the columns mmpipe keeps beside the fields: `_key`, `_hash`, `_split`, `_rowid`, `_digest.<field>`."""
+        out = np.empty(len(self), dtype=np.uint64 if name == '_hash' else object)
+        for block, where in self._by_block(self._places):
+            out[where] = self.snapshot._array(block, name).to_numpy(zero_copy_only=False)[self._places[where, 1]]
+        return out
+
+    @staticmethod
+    def _by_block(places: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        if not len(places):
+            return []
+        blocks = places[:, 0]
+        order = np.argsort(blocks, kind='stable')
+        cuts = np.flatnonzero(np.diff(blocks[order])) + 1
+        return [(int(blocks[part[0]]), part) for part in np.split(order, cuts)]
+
+    def take(self, indices: Any) -> Rows:
+        """The rows at these positions of this selection, in the order given; a bool array of its length is a mask."""
+        return Rows(self.snapshot, self.index[_positions(indices)])
+
+    def where(self, name: str, value: Any) -> Rows:
+        """The rows whose field `name` (label word, string or number) equals `value`."""
+        return self.take(np.flatnonzero(np.array([item == value for item in self.words(name)], dtype=bool)))
+
+    def words(self, name: str) -> list[Any]:
+        """Values of a label, string or scalar field as Python values, None for null; labels as their words."""
+        field = self._field(name)
+        values, valid = self.read(name)
+        if field.kind == 'label':
+            return [field.vocabulary[v] if ok else None for v, ok in zip(values, valid, strict=True)]  # type: ignore[index]
+        if field.kind in ('scalar', 'string'):
+            values = values.tolist() if isinstance(values, np.ndarray) else values
+            return [value if ok else None for value, ok in zip(values, valid, strict=True)]
+        raise DataError(f"field '{name}' is of kind {field.kind}; words() reads label, string and scalar fields")
+
+    def _field(self, name: str) -> Field:
+        if name not in self.snapshot.fields:
+            raise DataError(
+                f"snapshot {self.snapshot.id} has no field '{name}'; it has {', '.join(self.snapshot.fields)}"
+            )
+        return self.snapshot.fields[name]
+
+    def read(self, name: str, indices: Any = None) -> tuple[Any, np.ndarray]:
+        """Values of one field.
+
+        Args:
+            name: field name.
+            indices: positions in this selection; all when None.
+
+        Returns:
+            (values, valid). Values: tensor `[n, *shape]`, label int64 `[n]`, labels uint8 `[n, words]`, scalar `[n]`,
+            string, binary and ragged a list of n. valid: bool `[n]`, False where the stored value is null; the value
+            is then zeros, '' or b'' (ragged: length 0).
+
+        Raises:
+            DataError: no such field.
+        """
+        field = self._field(name)
+        places = self._places if indices is None else self._places[_positions(indices)]
+        valid = np.ones(len(places), dtype=bool)
+        dense = {'tensor': field.shape, 'label': (), 'scalar': (), 'labels': (len(field.vocabulary or ()),)}
+        blocks = self._by_block(places)
+        out: Any = None
+        if field.kind in dense and len(blocks) != 1:
+            out = np.zeros((len(places), *dense[field.kind]), dtype=field.dtype)
+        elif field.kind not in dense:
+            out = [None] * len(places)
+        for block, where in blocks:
+            column = self.snapshot._column(block, name)
+            rows = places[where, 1]
+            if column.valid is not None:
+                valid[where] = column.valid[rows]
+            values = column.gather(rows)
+            if field.kind not in dense:
+                for i, value in zip(where.tolist(), values, strict=True):
+                    out[i] = value
+            elif out is None:
+                out = values
+            else:
+                out[where] = values
+        if field.kind == 'scalar' and field.dtype != 'bool':
+            out = out.astype(field.dtype, copy=False)
+        return out, valid
+
+
+def _positions(indices: Any) -> np.ndarray:
+    array = np.asarray(indices)
+    return array if array.dtype == bool else array.astype(np.int64, copy=False)
+
+
+def count_by(values: np.ndarray) -> dict[str, int]:
+    """How often each string occurs, sorted by name.
+
+    >>> count_by(np.array(['train', 'val', 'train'], dtype=object))
+    {'train': 2, 'val': 1}
+    """
+    counted = pc.value_counts(pa.array(values.tolist(), type=pa.string())).to_pylist()
+    return {item['values']: item['counts'] for item in sorted(counted, key=lambda item: item['values'])}

@@ -1,0 +1,148 @@
+"""Write blocks of rows as shards, and commit them as a snapshot."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mmpipe.errors import FieldError
+from mmpipe.shards import manifest as manifests
+from mmpipe.shards.field import DIGEST_BYTES, Field, content_digest, encode
+from mmpipe.shards.manifest import Manifest, Shard
+from mmpipe.shards.reader import Snapshot, open_snapshot
+
+NO_ROWS_DROPPED = np.zeros((0, 2), dtype=np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Rows to write together: one value per row for every field.
+
+    Args:
+        keys: the rows' names, unique in a snapshot; order and splits depend on them alone.
+        columns: field name to values, None for null.
+        splits: split of each row; '' where the view declares none.
+        rowids: the store's name of each row, by which a later snapshot finds it again.
+        digests: field name to `content_digest` of each value, when they are known already.
+    """
+
+    keys: Sequence[str]
+    columns: Mapping[str, Sequence[Any]]
+    splits: Sequence[str] | None = None
+    rowids: Sequence[str] | None = None
+    digests: Mapping[str, Sequence[bytes]] | None = None
+
+
+def key_hash(key: str) -> int:
+    """64-bit BLAKE2b hash of a row key; the order of an epoch is made from it.
+
+    >>> key_hash('cat-01') == key_hash('cat-01'), key_hash('cat-01') == key_hash('cat-02')
+    (True, False)
+    """
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), 'little')
+
+
+def write_block(root: str | Path, fields: Sequence[Field], block: Block, *, index: int) -> Shard:
+    """Write one block of rows as one shard.
+
+    Args:
+        root: snapshot root, a local directory.
+        fields: what the columns hold.
+        block: the rows.
+        index: number of the block in the snapshot.
+
+    Returns:
+        The shard for the manifest. Nothing refers to it until `commit`.
+
+    Raises:
+        FieldError: values that do not fit their field, or a row count that differs between columns.
+    """
+    count = len(block.keys)
+    names = {
+        '_key': pa.array(block.keys, type=pa.large_string()),
+        '_hash': pa.array([key_hash(key) for key in block.keys], type=pa.uint64()),
+        '_split': pa.array(block.splits if block.splits is not None else [''] * count, type=pa.string()),
+        '_rowid': pa.array(block.rowids if block.rowids is not None else block.keys, type=pa.large_string()),
+    }
+    for field in fields:
+        values = block.columns[field.name]
+        if len(values) != count:
+            raise FieldError(f"field '{field.name}' has {len(values)} values for {count} rows")
+        names[field.name] = encode(field, values, keys=block.keys)
+        digests = (block.digests or {}).get(field.name) or [content_digest(field, value) for value in values]
+        names[f'_digest.{field.name}'] = pa.array(digests, type=pa.binary(DIGEST_BYTES))
+    data = manifests.table_bytes(pa.table(names))
+    path, sha = manifests.put(Path(root), 'shards', data, '.arrow')
+    return Shard(
+        block=index, path=path, fields=tuple(f.name for f in fields), rows=count, bytes=data.size, sha256=sha
+    )
+
+
+def commit(
+    root: str | Path,
+    fields: Sequence[Field],
+    shards: Sequence[Shard],
+    *,
+    dropped: np.ndarray = NO_ROWS_DROPPED,
+    source: Mapping[str, Any] | None = None,
+    splits: Mapping[str, int] | None = None,
+    parent: str | None = None,
+) -> Snapshot:
+    """Make the given shards the current snapshot of a root, in one pointer write.
+
+    Args:
+        root: snapshot root.
+        fields: the fields of every block.
+        shards: all shards, old and new.
+        dropped: `[k, 2]` (block, row) pairs that are no longer part of it.
+        source: where the rows came from, as JSON values.
+        splits: live rows per split.
+        parent: id of the snapshot this one extends.
+
+    Returns:
+        The snapshot. Committing the same content again gives the same id.
+    """
+    order = np.lexsort((dropped[:, 1], dropped[:, 0]))
+    identity = manifests.save(
+        Path(root),
+        Manifest(
+            fields=tuple(fields),
+            shards=tuple(sorted(shards, key=lambda s: (s.block, s.path))),
+            dropped=dropped[order],
+            source=dict(source or {}),
+            splits=dict(sorted((splits or {}).items())),
+            parent=parent,
+            created=datetime.now(UTC).isoformat(timespec='seconds'),
+        ),
+    )
+    return open_snapshot(root, identity)
+
+
+def write_snapshot(
+    root: str | Path, fields: Sequence[Field], block: Block, *, source: Mapping[str, Any] | None = None
+) -> Snapshot:
+    """Write rows that are at hand as a snapshot of one block: for data that lies in no table, and for tests.
+
+    Raises:
+        FieldError: two rows with one key, or values that do not fit their field.
+
+    >>> import tempfile
+    >>> fields = [Field(name='price', kind='scalar', dtype='float32')]
+    >>> snapshot = write_snapshot(tempfile.mkdtemp(), fields, Block(keys=['a', 'b'], columns={'price': [1.5, None]}))
+    >>> values, valid = snapshot.rows().read('price')
+    >>> values.tolist(), valid.tolist()
+    ([1.5, 0.0], [True, False])
+    """
+    if len(set(block.keys)) != len(block.keys):
+        twice = next(key for key in block.keys if list(block.keys).count(key) > 1)
+        raise FieldError(f"two rows have the key '{twice}'; keys are unique in a snapshot")
+    splits = list(block.splits) if block.splits is not None else [''] * len(block.keys)
+    shard = write_block(root, fields, block, index=0)
+    return commit(root, fields, [shard], source=source, splits={name: splits.count(name) for name in set(splits)})

@@ -1,0 +1,6 @@
+"""Training snapshots: a view pinned to its Pixeltable versions, joined, encoded and appended as shards. Imports no torch."""
+
+from mmpipe.snapshots.field import FieldSpec
+from mmpipe.snapshots.write import SnapshotReport, snapshot
+
+__all__ = ['FieldSpec', 'SnapshotReport', 'snapshot']

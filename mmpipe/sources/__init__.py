@@ -1,0 +1,8 @@
+"""Incremental ingest: rows and files from folders and manifests, checked before they are inserted."""
+
+from mmpipe.sources.ingest import IngestReport, ingest
+from mmpipe.sources.quarantine import quarantined
+from mmpipe.sources.readers import files, rows
+from mmpipe.sources.record import Bad, Record, Source
+
+__all__ = ['Bad', 'IngestReport', 'Record', 'Source', 'files', 'ingest', 'quarantined', 'rows']

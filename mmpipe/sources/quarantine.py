@@ -1,0 +1,66 @@
+"""The quarantine: a Pixeltable table with a row for everything an ingest could not take, until it can."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from mmpipe.sources.record import Bad
+from mmpipe.store import delete_rows, path_of, replace_rows, start, table_of
+
+DIRECTORY = 'mmpipe'
+TABLE = f'{DIRECTORY}/quarantine'
+COLUMNS = ('table_path', 'source', 'place', 'row_key', 'column_name', 'path', 'reason')
+
+
+def _table(*, create: bool) -> Any:
+    pxt = start()
+    table = pxt.get_table(TABLE, if_not_exists='ignore')
+    if table is None and create:
+        pxt.create_dir(DIRECTORY, if_exists='ignore')
+        schema = {'id': {'type': pxt.String, 'primary_key': True}, **{name: pxt.String for name in COLUMNS}}
+        table = pxt.create_table(TABLE, schema, if_exists='ignore')
+    return table
+
+
+def quarantined(table: Any = None) -> list[dict[str, str]]:
+    """What is in quarantine.
+
+    Args:
+        table: table class, table or path to look at; all tables when None.
+
+    Returns:
+        One dict per entry: table_path, source, place (file and line), row_key, column_name, path, reason.
+    """
+    store = _table(create=False)
+    if store is None:
+        return []
+    rows = store if table is None else store.where(store.table_path == path_of(table_of(table)))
+    found = rows.select(**{name: getattr(store, name) for name in COLUMNS}).collect()
+    return sorted((dict(row) for row in found), key=lambda row: (row['table_path'], row['place'], row['column_name']))
+
+
+def settle(table: Any, source: str, bad: Sequence[Bad]) -> int:
+    """Make the quarantine of one source exactly `bad`: new entries go in, mended ones go out.
+
+    Returns:
+        Number of entries written or removed; 0 when nothing changed.
+    """
+    path = path_of(table)
+    wanted = {}
+    for entry in bad:
+        values = (path, source, entry.place, entry.key, entry.column, entry.path, entry.reason)
+        identity = hashlib.blake2b('\x00'.join(values[:5]).encode(), digest_size=16).hexdigest()
+        wanted[identity] = {'id': identity, **dict(zip(COLUMNS, values, strict=True))}
+    store = _table(create=bool(wanted))
+    if store is None:
+        return 0
+    mine = (store.table_path == path) & (store.source == source)
+    stored = {row['id']: row['reason'] for row in store.where(mine).select(id=store.id, reason=store.reason).collect()}
+    gone = [(identity,) for identity in stored if identity not in wanted]
+    delete_rows(store, gone)
+    fresh = [row for identity, row in wanted.items() if stored.get(identity) != row['reason']]
+    if fresh:
+        replace_rows(store, fresh, [(row['id'],) for row in fresh if row['id'] in stored])
+    return len(gone) + len(fresh)

@@ -1,0 +1,274 @@
+"""Sources of records: a manifest with a row per line, or a folder with a row per file."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from mmpipe.errors import SourceError
+from mmpipe.sources.record import Bad, Record
+
+KEY_LENGTH = 255  # Pixeltable keeps a primary key unique over its first 256 characters
+MANIFESTS = ('.csv', '.jsonl', '.ndjson', '.parquet')
+
+
+def rows(manifest: str | Path, *, root: str | Path | None = None) -> Rows:
+    """Rows of a CSV, JSON-lines or Parquet file; its columns are columns of the table, media columns hold paths.
+
+    Args:
+        manifest: the file; its ending tells the format. Empty CSV fields are null.
+        root: directory the paths are relative to, and that they may not leave; the manifest's own when None.
+
+    Raises:
+        SourceError: the file is missing, or of another format.
+
+    >>> rows('nowhere.csv')
+    Traceback (most recent call last):
+    ...
+    mmpipe.errors.SourceError: there is no file 'nowhere.csv'. Give the path of a CSV, JSON-lines or Parquet file.
+    """
+    path = Path(manifest)
+    if not path.is_file():
+        raise SourceError(f"there is no file '{manifest}'. Give the path of a CSV, JSON-lines or Parquet file.")
+    if path.suffix.lower() not in MANIFESTS:
+        raise SourceError(f"'{manifest}' ends in '{path.suffix}'; a manifest ends in {', '.join(MANIFESTS)}")
+    return Rows(path=path, root=Path(root or path.parent).resolve())
+
+
+def files(
+    pattern: str | Path,
+    *,
+    column: str | None = None,
+    metadata: str | Path | None = None,
+    on: str = 'file',
+    values: Callable[[Path], Mapping[str, Any]] | None = None,
+) -> Files:
+    """One row per file of a folder; the key is the file's path below it.
+
+    Args:
+        pattern: a folder (all files below it) or a glob such as 'photos/**/*.jpg'.
+        column: the media column the file goes into; may be left out when the table has one media column.
+        metadata: CSV, JSON-lines or Parquet file with further columns, one row per file.
+        on: the metadata column that holds the file's path below the folder, or just its name.
+        values: function from the file's path below the folder to further columns, such as its parent's name.
+
+    Raises:
+        SourceError: no such folder.
+
+    A path longer than 255 characters is keyed by its end behind a digest of the whole, since Pixeltable compares only
+    the first 256 characters of a key.
+    """
+    text = str(pattern)
+    magic = next((i for i, part in enumerate(Path(text).parts) if glob.has_magic(part)), None)
+    root = Path(text) if magic is None else Path(*Path(text).parts[:magic])
+    if not root.is_dir():
+        raise SourceError(f"there is no folder '{root}'. Give a folder, or a glob such as 'photos/**/*.jpg'.")
+    return Files(
+        root=root.resolve(),
+        pattern='**/*' if magic is None else str(Path(*Path(text).parts[magic:])),
+        column=column,
+        metadata=None if metadata is None else rows(metadata),
+        on=on,
+        values=values,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Source made by `rows`."""
+
+    path: Path
+    root: Path
+
+    @property
+    def name(self) -> str:
+        """Path of the manifest."""
+        return str(self.path)
+
+    def total(self) -> int | None:
+        """Rows of the file, as far as that is cheap to know."""
+        if self.path.suffix.lower() == '.parquet':
+            return pq.ParquetFile(self.path).metadata.num_rows
+        with self.path.open('rb') as file:
+            lines = sum(1 for _ in file)
+        return max(lines - 1, 0) if self.path.suffix.lower() == '.csv' else lines
+
+    def records(self, *, key: list[str], media: Mapping[str, str]) -> Iterator[Record | Bad]:
+        """The rows; see `Source.records`."""
+        for place, row in self.raw():
+            if isinstance(row, Bad):
+                yield row
+                continue
+            paths: dict[str, Path | None] = {}
+            values: dict[str, Any] = {}
+            bad: Bad | None = None
+            for column, value in row.items():
+                if column not in media:
+                    values[column] = value
+                elif value in (None, ''):
+                    paths[column] = None
+                else:
+                    if '://' in str(value):
+                        bad = Bad(place=place, column=column, path=str(value), reason='is a URL: download it first')
+                    else:
+                        paths[column] = self.root / str(value)
+            if bad is not None:
+                yield Bad(place=bad.place, column=bad.column, path=bad.path, reason=bad.reason, key=_key_text(values, key))
+            else:
+                yield Record(place=place, values=values, media=paths, root=self.root)
+
+    def raw(self) -> Iterator[tuple[str, dict[str, Any] | Bad]]:
+        """(place, row) pairs, a `Bad` in place of a row that cannot be read."""
+        kind = self.path.suffix.lower()
+        return self._csv() if kind == '.csv' else self._parquet() if kind == '.parquet' else self._json_lines()
+
+    def _csv(self) -> Iterator[tuple[str, dict[str, Any] | Bad]]:
+        # Bad bytes become lone surrogates, so that one bad row does not stop the file.
+        with self.path.open(encoding='utf-8-sig', errors='surrogateescape', newline='') as file:
+            reader = csv.reader(file)
+            header = next(reader, None)
+            if not header:
+                raise SourceError(f"'{self.path}' is empty; its first line names the columns")
+            if len(set(header)) != len(header) or not all(header):
+                raise SourceError(f"'{self.path}' names a column twice, or leaves one without a name: {', '.join(header)}")
+            while True:
+                line = reader.line_num + 1
+                place = f'{self.path} line {line}'
+                try:
+                    fields = next(reader, None)
+                except csv.Error as error:
+                    yield place, Bad(place=place, reason=f'is not CSV ({error}): correct the line')
+                    continue
+                if fields is None:
+                    return
+                if not fields:
+                    continue
+                if len(fields) != len(header):
+                    first = fields[0][:60].encode(errors='replace').decode()
+                    reason = f'has {len(fields)} fields, the header has {len(header)}: correct the line (starts with {first!r})'
+                    yield place, Bad(place=place, reason=reason, key=first)
+                    continue
+                broken = [name for name, value in zip(header, fields, strict=True) if _has_surrogates(value)]
+                if broken:
+                    reason = 'is not UTF-8: save the file as UTF-8'
+                    yield place, Bad(place=place, column=broken[0], reason=reason, key=_clean(fields[0]))
+                    continue
+                yield place, {n: (v if v != '' else None) for n, v in zip(header, fields, strict=True)}
+
+    def _json_lines(self) -> Iterator[tuple[str, dict[str, Any] | Bad]]:
+        with self.path.open('rb') as file:
+            for number, line in enumerate(file, start=1):
+                place = f'{self.path} line {number}'
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line.decode('utf-8-sig' if number == 1 else 'utf-8'))
+                    if not isinstance(row, dict):
+                        raise ValueError('not an object')
+                except UnicodeDecodeError:
+                    yield place, Bad(place=place, reason='is not UTF-8: save the file as UTF-8')
+                except ValueError as error:
+                    yield place, Bad(place=place, reason=f'is not a JSON object ({error}): correct the line')
+                else:
+                    yield place, row
+
+    def _parquet(self) -> Iterator[tuple[str, dict[str, Any] | Bad]]:
+        number = 0
+        for batch in pq.ParquetFile(self.path).iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield f'{self.path} row {number}', row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """Source made by `files`."""
+
+    root: Path
+    pattern: str
+    column: str | None
+    metadata: Rows | None
+    on: str
+    values: Callable[[Path], Mapping[str, Any]] | None
+
+    @property
+    def name(self) -> str:
+        """Folder and pattern."""
+        return str(self.root / self.pattern)
+
+    def _paths(self) -> list[Path]:
+        found = (Path(p) for p in glob.iglob(self.pattern, root_dir=self.root, recursive=True))
+        return sorted(p for p in found if (self.root / p).is_file() or (self.root / p).is_symlink())
+
+    def total(self) -> int | None:
+        """Number of files."""
+        return len(self._paths())
+
+    def records(self, *, key: list[str], media: Mapping[str, str]) -> Iterator[Record | Bad]:
+        """A record per file; see `Source.records`."""
+        column = self.column
+        if column is None:
+            if len(media) != 1:
+                raise SourceError(f"the table has {len(media)} media columns ({', '.join(media)}): files(..., column=) says which")
+            column = next(iter(media))
+        if column not in media:
+            raise SourceError(f"files(..., column='{column}'): the table's media columns are {', '.join(media) or 'none'}")
+        if len(key) != 1:
+            raise SourceError(f'files() makes a key of one column, the table has {len(key)}: use mm.sources.rows()')
+        extra: dict[str, dict[str, Any]] = {}
+        used: set[str] = set()
+        if self.metadata is not None:
+            for place, row in self.metadata.raw():
+                if isinstance(row, Bad):
+                    yield row
+                elif self.on not in row:
+                    raise SourceError(f"'{self.metadata.path}' has no column '{self.on}' that names the file: files(..., on=)")
+                else:
+                    extra[os.path.normpath(str(row[self.on]))] = row
+        for path in self._paths():
+            name = path.as_posix()
+            found = next((n for n in (os.path.normpath(name), path.name) if n in extra), None)
+            values: dict[str, Any] = {}
+            if found is not None:
+                used.add(found)
+                values = {k: v for k, v in extra[found].items() if k != self.on or k in key}
+            if self.values is not None:
+                values.update(self.values(path))
+            values.setdefault(key[0], short_key(name))
+            yield Record(place=name, values=values, media={column: self.root / path}, root=self.root)
+        for name in sorted(set(extra) - used):
+            place = str(self.metadata.path) if self.metadata is not None else ''
+            yield Bad(place=place, key=name, path=name, reason=f"names a file that is not in '{self.root}': add it, or drop the row")
+
+
+def short_key(path: str) -> str:
+    """A path as a key: itself, or its end behind a digest when it is too long for Pixeltable to keep apart.
+
+    >>> short_key('a/b.jpg'), len(short_key('x' * 400))
+    ('a/b.jpg', 255)
+    """
+    if len(path) <= KEY_LENGTH:
+        return path
+    digest = hashlib.blake2b(path.encode('utf-8', 'surrogateescape'), digest_size=16).hexdigest()
+    return f'{digest}…{path[len(digest) + 1 - KEY_LENGTH :]}'
+
+
+def _has_surrogates(text: str) -> bool:
+    return any('\ud800' <= character <= '\udfff' for character in text)
+
+
+def _clean(text: str) -> str:
+    return text.encode('utf-8', 'replace').decode()[:60]
+
+
+def _key_text(values: Mapping[str, Any], key: list[str]) -> str:
+    return '/'.join(str(values.get(name, '')) for name in key)

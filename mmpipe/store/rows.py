@@ -1,0 +1,68 @@
+"""Read chosen rows of a query by their rowids, in pages of bounded size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mmpipe.store.feed import Rowid, rowid_width
+
+
+def rowid_expressions(table: Any) -> list[Any]:
+    """Expressions for the parts of a table's rowid, to select or to filter by; Pixeltable has no public ones."""
+    from pixeltable.exprs import RowidRef
+    from pixeltable.runtime import get_runtime
+
+    width = rowid_width(table)
+    path = table._tbl_version_path
+    with get_runtime().catalog.begin_xact(for_write=False, read_tvps=[path]):
+        handle = path.get_tbl_versions()[0]
+        return [RowidRef(handle, i) for i in range(width)]
+
+
+def select_rows(
+    query: Any, table: Any, rowids: Sequence[Rowid], expressions: Mapping[str, Any], *, pooled: bool = False
+) -> dict[Rowid, dict[str, Any]]:
+    """Values of expressions for the given rows of a query.
+
+    Args:
+        query: `pxt.Query` over `table` with nothing but a filter, or the table itself.
+        table: the table or view the query reads.
+        rowids: which rows; when `pooled`, rowids of the base table, whose component rows are aggregated.
+        expressions: output name to Pixeltable expression; aggregates when `pooled`.
+        pooled: group the rows by the first part of their rowid.
+
+    Returns:
+        Rowid to values. Rows that the query's filter leaves out are not in it.
+    """
+    if not rowids:
+        return {}
+    parts = rowid_expressions(table)
+    wanted = set(rowids)
+    chosen = query.where(parts[0].isin(sorted({rowid[0] for rowid in rowids})))
+    parts = parts[:1] if pooled else parts
+    names = [f'mmpipe_rowid_{i}' for i in range(len(parts))]
+    if pooled:
+        chosen = chosen.group_by(*parts)
+    result = chosen.select(**dict(zip(names, parts, strict=True)), **expressions).collect()
+    found = {}
+    for row in result:
+        rowid = tuple(row[name] for name in names)
+        if rowid in wanted:
+            found[rowid] = {name: row[name] for name in expressions}
+    return found
+
+
+def pages(rowids: Sequence[Rowid], size: int) -> Iterator[Sequence[Rowid]]:
+    """Cut sorted rowids into pages of at most `size`, keeping the component rows of one base row together if they fit.
+
+    >>> [list(page) for page in pages([(0, 0), (0, 1), (1, 0), (2, 0)], 3)]
+    [[(0, 0), (0, 1), (1, 0)], [(2, 0)]]
+    """
+    start = 0
+    while start < len(rowids):
+        end = min(start + size, len(rowids))
+        while start < end < len(rowids) and rowids[end][0] == rowids[end - 1][0] and rowids[start][0] != rowids[end][0]:
+            end -= 1
+        yield rowids[start:end]
+        start = end

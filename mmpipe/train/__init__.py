@@ -1,0 +1,19 @@
+"""Training: tasks, masked losses, metrics, the trainer, evaluation."""
+
+from mmpipe.train.tasks import classification, multilabel, regression, task_from_json  # isort: skip
+from mmpipe.models.rebuild import load_model
+from mmpipe.models.transfer import transfer
+from mmpipe.train.evaluate import evaluate, predict
+from mmpipe.train.trainer import Trainer
+
+__all__ = [
+    'Trainer',
+    'classification',
+    'evaluate',
+    'load_model',
+    'multilabel',
+    'predict',
+    'regression',
+    'task_from_json',
+    'transfer',
+]

@@ -1,0 +1,94 @@
+"""The few collectives that the trainer needs; each does nothing in a world of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import distributed, nn
+
+from mmpipe.data.loader import world
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The element-wise sum over all ranks, the same on each.
+
+    >>> sum_over_ranks(torch.tensor([1.0, 2.0]))
+    tensor([1., 2.])
+    """
+    if world()[1] > 1:
+        distributed.all_reduce(values)
+    return values
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace each gradient by its sum over ranks, in one message.
+
+    A parameter that some ranks have no gradient for counts as zeros there; one that no rank has a gradient for keeps
+    none, so that the optimizer leaves it alone.
+
+    >>> weight = nn.Parameter(torch.zeros(1)); weight.grad = torch.ones(1)
+    >>> sum_gradients([weight]); weight.grad
+    tensor([1.])
+    """
+    if world()[1] == 1:
+        return
+    parameters = list(parameters)
+    used = sum_over_ranks(torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device))
+    wanted = [p for p, count in zip(parameters, used.tolist(), strict=True) if count]
+    if not wanted:
+        return
+    flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten().float() for p in wanted])
+    sum_over_ranks(flat)
+    for parameter, part in zip(wanted, flat.split([p.numel() for p in wanted]), strict=True):
+        parameter.grad = part.view_as(parameter).to(parameter.dtype)
+
+
+def same_on_all(module: nn.Module, *, parameters: bool) -> None:
+    """Give every rank the buffers (and parameters) of rank 0.
+
+    >>> same_on_all(nn.Linear(1, 1), parameters=True)
+    """
+    if world()[1] == 1:
+        return
+    tensors = list(module.buffers()) + (list(module.parameters()) if parameters else [])
+    for tensor in tensors:
+        distributed.broadcast(tensor.data, 0)
+
+
+def gather_rows(values: torch.Tensor) -> torch.Tensor:
+    """Rows of all ranks, joined in order of ranks, on every rank; they may hold different numbers of rows.
+
+    >>> gather_rows(torch.tensor([1, 2]))
+    tensor([1, 2])
+    """
+    _, size = world()
+    if size == 1:
+        return values
+    counts = [torch.zeros(1, dtype=torch.int64, device=values.device) for _ in range(size)]
+    distributed.all_gather(counts, torch.tensor([len(values)], device=values.device))
+    lengths = [int(count) for count in counts]
+    # Collectives want one shape, and not every backend knows bool.
+    padded = values.new_zeros(
+        (max(lengths), *values.shape[1:]), dtype=torch.uint8 if values.dtype == torch.bool else None
+    )
+    padded[: len(values)] = values
+    parts = [torch.empty_like(padded) for _ in range(size)]
+    distributed.all_gather(parts, padded)
+    return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)]).to(values.dtype)
+
+
+def from_rank_0(value: str) -> str:
+    """A short string of rank 0, on every rank.
+
+    >>> from_rank_0('runs/shop/0001')
+    'runs/shop/0001'
+    """
+    _, size = world()
+    if size == 1:
+        return value
+    device = torch.accelerator.current_accelerator() if distributed.get_backend() != 'gloo' else None
+    text = value.encode().ljust(4096, b'\0')
+    message = torch.tensor(list(text), dtype=torch.uint8, device=device)
+    distributed.broadcast(message, 0)
+    return bytes(message.cpu().tolist()).rstrip(b'\0').decode()

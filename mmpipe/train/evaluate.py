@@ -1,0 +1,158 @@
+"""Metrics of a model on a split, per task and over the labelled rows only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mmpipe.data.loader import DataLoader
+from mmpipe.errors import ConfigError
+from mmpipe.train.distributed import gather_rows, sum_over_ranks
+from mmpipe.train.tasks import Task
+
+
+def evaluate(
+    model: nn.Module,
+    loader: DataLoader | Iterable[Mapping[str, Any]],
+    *,
+    tasks: Sequence[Task] | None = None,
+    precision: str = 'fp32',
+) -> dict[str, dict[str, Any]]:
+    """Metrics per task, over all ranks.
+
+    Args:
+        model: from a batch to {task name: output}; put into eval mode meanwhile.
+        loader: batches of the split; an `mm.DataLoader` is read from its start without moving it.
+        tasks: what to measure; the model's own when None.
+        precision: 'fp32' or 'bf16' (autocast).
+
+    Returns:
+        {task: {'loss': ..., metric: ..., 'n': labelled rows}}. A metric that is not defined, such as any on 0 rows,
+        is None. Losses of regressions are in units of the training targets' variance.
+
+    Raises:
+        ConfigError: the model has no tasks and none were given.
+    """
+    wanted = tasks_of(model, tasks)
+    outputs: dict[str, list[torch.Tensor]] = {task.name: [] for task in wanted}
+    targets: dict[str, list[torch.Tensor]] = {task.name: [] for task in wanted}
+    sums: torch.Tensor | None = None
+    stds = target_stds(model)
+    for batch, output in _outputs(model, loader, wanted, precision):
+        rows = []
+        for task in wanted:
+            mask, target = mask_of(batch, task), batch[task.field]
+            loss, count = task.loss(output[task.name], target, mask, std=stds.get(task.name, 1.0))
+            rows.append(torch.stack([loss, count]))
+            outputs[task.name].append(output[task.name][mask])
+            targets[task.name].append(target[mask])
+        sums = torch.stack(rows) if sums is None else sums + torch.stack(rows)
+    if sums is None:
+        return {task.name: {'loss': None, **task.metrics(np.zeros(0), np.zeros(0)), 'n': 0} for task in wanted}
+    totals = sum_over_ranks(sums.double() if sums.device.type == 'cpu' else sums).tolist()
+    result: dict[str, dict[str, Any]] = {}
+    for task, (loss_sum, count) in zip(wanted, totals, strict=True):
+        output_rows = gather_rows(torch.cat(outputs[task.name])).float().cpu().numpy()
+        target_rows = gather_rows(torch.cat(targets[task.name])).cpu().numpy()
+        mean = loss_sum / count if count else None
+        result[task.name] = {'loss': mean, **task.metrics(output_rows, target_rows), 'n': int(count)}
+    return result
+
+
+def predict(
+    model: nn.Module, loader: DataLoader | Iterable[Mapping[str, Any]], *, precision: str = 'fp32'
+) -> dict[str, Any]:
+    """Outputs for every row of a split that this rank loads.
+
+    Args:
+        model: from a batch to {task name: output}; put into eval mode meanwhile.
+        loader: batches.
+        precision: 'fp32' or 'bf16' (autocast).
+
+    Returns:
+        {'_key': list of N keys, task: float32 numpy `[N, outputs]` or `[N]`}, in the order of the loader.
+    """
+    tasks = tasks_of(model, None)
+    keys: list[str] = []
+    found: dict[str, list[torch.Tensor]] = {task.name: [] for task in tasks}
+    for batch, output in _outputs(model, loader, (), precision):
+        keys += batch['_key']
+        for name, values in found.items():
+            values.append(output[name].float())
+    return {'_key': keys, **{name: torch.cat(values).cpu().numpy() for name, values in found.items()}}
+
+
+def tasks_of(model: nn.Module, tasks: Sequence[Task] | None) -> tuple[Task, ...]:
+    """The given tasks, or else the model's own.
+
+    Raises:
+        ConfigError: neither is there.
+
+    >>> tasks_of(nn.Linear(1, 1), None)
+    Traceback (most recent call last):
+    ...
+    mmpipe.errors.ConfigError: Linear has no tasks.
+    Wrap it: mmpipe.models.BareModel(module, inputs='photo', tasks=[...]), or build an mm.MultitaskModel.
+    """
+    found = tuple(tasks if tasks is not None else getattr(model, 'tasks', ()))
+    if not found or not all(isinstance(task, Task) for task in found):
+        raise ConfigError(
+            f"{type(model).__name__} has no tasks. Wrap it: "
+            f"mmpipe.models.BareModel(module, inputs='photo', tasks=[...]), or build an mm.MultitaskModel."
+        )
+    return found
+
+
+def mask_of(batch: Mapping[str, Any], task: Task) -> torch.Tensor:
+    """bool `[B]`: which rows of the batch have the task's label.
+
+    >>> from mmpipe.train.tasks import regression
+    >>> mask_of({'price': torch.zeros(2)}, regression('price'))
+    tensor([True, True])
+    """
+    masks = batch.get('_mask', {})
+    if task.field in masks:
+        return masks[task.field]
+    return torch.ones(len(batch[task.field]), dtype=torch.bool, device=batch[task.field].device)
+
+
+def target_stds(model: nn.Module) -> dict[str, torch.Tensor]:
+    """{regression: standard deviation of its training targets} of a model that keeps them.
+
+    >>> target_stds(nn.Linear(1, 1))
+    {}
+    """
+    return model.target_std() if hasattr(model, 'target_std') else {}  # type: ignore[operator]
+
+
+def fields_of(model: nn.Module, tasks: Sequence[Task]) -> list[str] | None:
+    """The fields that a model and its tasks read; None when the model does not say.
+
+    >>> fields_of(nn.Linear(1, 1), ()) is None
+    True
+    """
+    inputs = getattr(model, 'inputs', None)
+    return None if inputs is None else [*inputs, *(task.field for task in tasks)]
+
+
+def _outputs(model: nn.Module, loader: Any, tasks: Sequence[Task], precision: str) -> Any:
+    if isinstance(loader, DataLoader):
+        loader = loader.fresh(fields=fields_of(model, tasks))
+    training = model.training
+    parameter = next(model.parameters(), None)
+    device = parameter.device if parameter is not None else torch.device('cpu')
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for batch in loader:
+                if len(batch['_key']) == 0:  # a rank without rows in the last step
+                    continue
+                with torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bf16'):
+                    output = model(batch)
+                yield batch, output
+    finally:
+        model.train(training)

@@ -1,0 +1,346 @@
+"""The trainer: frozen configuration, and one method that makes a run.
+
+fit ── prepare   build the model, check tasks and labels, fit buffers         (this file)
+    ── loop      steps, losses, checkpoints, metrics                          (loop.py)
+    ── run       factory, snapshot, rows, metrics: how to get the model back  (mmpipe.runs)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from mmpipe.data.device import resolve
+from mmpipe.data.loader import DataLoader, world
+from mmpipe.errors import ConfigError, DataError, RunError
+from mmpipe.models.multitask import MultitaskModel, slot
+from mmpipe.models.transfer import TransferFactory
+from mmpipe.models.weights_file import load_weights, put_weights
+from mmpipe.runs import Run, create_run, describe_factory, list_runs, open_run
+from mmpipe.shards import Rows
+from mmpipe.train.distributed import from_rank_0, same_on_all
+from mmpipe.train.evaluate import fields_of, tasks_of
+from mmpipe.train.loop import Loop
+from mmpipe.train.random_numbers import borrowed_generators, seed_generators
+from mmpipe.train.resume import check_resumed
+from mmpipe.train.tasks import Task
+
+Progress = Callable[[str, int, int, str], None]
+"""progress(stage, done, total, unit), as in progress('train', 640, 4000, 'rows')."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """How to train; checked when it is made.
+
+    Args:
+        epochs: passes over the training rows.
+        max_steps: stop after so many optimizer steps, if that is earlier.
+        lr: peak learning rate of AdamW.
+        weight_decay: of matrices; vectors are not decayed.
+        schedule: 'constant', or 'cosine' down to 0.
+        warmup: optimizer steps of linear growth of the learning rate.
+        clip: largest norm of the gradient; None for no clipping.
+        precision: 'fp32', or 'bf16' for autocast (weights stay float32).
+        accumulate: batches per optimizer step.
+        seed: of the initial weights, dropout and other draws; the order is the loader's seed.
+        device: where to train; must be the loaders'. The training loader's when 'auto'.
+        runs: folder of the runs; the project's `.mmpipe/runs` when None.
+        checkpoint_every: optimizer steps between checkpoints; None for none by steps.
+        checkpoint_seconds: seconds between checkpoints; None for none by time. The last step has one in any case.
+        evaluate_every: epochs between evaluations; the last epoch has one in any case.
+        log_every: optimizer steps between lines of losses in metrics.jsonl; reading them waits for the device.
+        progress: called after each step with ('train', rows done, rows in all, 'rows').
+
+    Raises:
+        ConfigError: a value that cannot work.
+
+    >>> Trainer(epochs=3).precision
+    'fp32'
+    >>> Trainer(lr=-1)
+    Traceback (most recent call last):
+    ...
+    mmpipe.errors.ConfigError: Trainer(lr=-1): a positive number is meant.
+    """
+
+    epochs: int = 1
+    max_steps: int | None = None
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    schedule: str = 'constant'
+    warmup: int = 0
+    clip: float | None = None
+    precision: str = 'fp32'
+    accumulate: int = 1
+    seed: int = 0
+    device: str = 'auto'
+    runs: str | os.PathLike[str] | None = None
+    checkpoint_every: int | None = None
+    checkpoint_seconds: float | None = 60.0
+    evaluate_every: int = 1
+    log_every: int = 10
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        for name in ('lr', 'clip', 'checkpoint_seconds'):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f'Trainer({name}={value!r}): a positive number is meant.')
+        for name in ('epochs', 'max_steps', 'accumulate', 'checkpoint_every', 'evaluate_every', 'log_every'):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigError(f'Trainer({name}={value!r}): a whole number from 1 on is meant.')
+        if self.weight_decay < 0 or self.warmup < 0:
+            raise ConfigError(f'Trainer(weight_decay={self.weight_decay}, warmup={self.warmup}): not below 0.')
+        for name, words in (('precision', ('fp32', 'bf16')), ('schedule', ('constant', 'cosine'))):
+            if getattr(self, name) not in words:
+                raise ConfigError(
+                    f'Trainer({name}={getattr(self, name)!r}): one of {", ".join(map(repr, words))} is meant.'
+                )
+
+    def fit(
+        self,
+        factory: Callable[..., nn.Module] | nn.Module,
+        train: DataLoader,
+        val: DataLoader | None = None,
+        *,
+        args: Mapping[str, Any] | None = None,
+        tasks: list[Task] | None = None,
+        resume: str | os.PathLike[str] | Run | None = None,
+        continue_from: str | os.PathLike[str] | Run | None = None,
+        name: str | None = None,
+    ) -> Run:
+        """Train a model and record how.
+
+        Args:
+            factory: makes the model; at the top level of a module or script, the run can be rebuilt. An `nn.Module`
+                itself trains too, in place, and its run says that it cannot be rebuilt.
+            train: batches to train on. It is read from epoch 0 and not moved.
+            val: batches to evaluate on.
+            args: keyword arguments of the factory; JSON.
+            tasks: for a model that has none of its own.
+            resume: a run that was killed or stopped, or 'auto' for the newest one of this name and these settings that
+                has not finished (a new one if there is none). Settings, rows and world size must be as they were; then
+                every weight comes out as if nothing had happened, bit for bit. A larger `epochs` trains a finished run
+                on.
+            continue_from: a run whose weights and fitted buffers to start from, on whatever rows `train` has now; a
+                task it did not have gets a new head, and classes that were appended to a task since get new rows in
+                theirs. The optimizer starts fresh: its moments are averages over
+                the old rows, they would tie the new run to more of the old one than its weights, and its
+                parameters need not be the same. `warmup` softens the start.
+            name: of the run; the last part of the snapshot's root when None.
+
+        Returns:
+            The run, finished.
+
+        Raises:
+            ConfigError: arguments that exclude each other, or loaders that do not fit.
+            DataError, LabelError: fields or labels that do not fit; before any training.
+            TrainError: nothing to train, or a loss that is no longer finite.
+            RunError: nothing to resume or continue from.
+        """
+        if resume not in (None, 'auto') and continue_from is not None:
+            raise ConfigError(
+                'resume=<run> goes on with that run, continue_from= starts a new one: pass one of them (or '
+                "resume='auto' with continue_from=, in a script that may be started again)."
+            )
+        self._check_loaders(train, val)
+        record, reason = describe_factory(factory, args)
+        name = name or Path(train.rows.snapshot.root).resolve().name
+        parent = _parent(factory, continue_from)
+        with borrowed_generators(train.device):
+            seed_generators(train.device, self.seed)
+            model = factory if isinstance(factory, nn.Module) else factory(**(args or {}))
+            if not isinstance(model, nn.Module):
+                raise ConfigError(f'The factory returned a {type(model).__name__}, not an nn.Module.')
+            wanted = tasks_of(model, tasks)
+            fields = self._check_fields(model, wanted, train, val)
+            description = self._description(record, wanted, train)
+            run = self._run_to_resume(resume, name, description, parent)
+            model.to(train.device)
+            lineage = run.parent if run is not None else _lineage(parent, record, train.rows, wanted)
+            if run is None or run.newest_checkpoint() is None:
+                if lineage is not None and lineage['kind'] == 'continue':
+                    _carry_weights(model, open_run(lineage['path']), lineage['new_tasks'])
+                if hasattr(model, 'fit_buffers'):
+                    model.fit_buffers(train.rows)  # type: ignore[operator]
+            same_on_all(model, parameters=True)
+            if run is None:
+                run = self._start(name, description, reason, val, train.rows, lineage)
+            train = train.fresh(fields=fields)
+            val = val.fresh(fields=fields) if val is not None else None
+            return Loop(self, run, model, wanted, train, val).train()
+
+    def settings(self) -> dict[str, Any]:
+        """The configuration as JSON, without what is about this machine or process.
+
+        >>> Trainer(epochs=3).settings()['epochs']
+        3
+        """
+        settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {key: value for key, value in settings.items() if key not in ('progress', 'runs', 'device')}
+
+    def _check_loaders(self, train: DataLoader, val: DataLoader | None) -> None:
+        for what, loader in (('train', train), ('val', val)):
+            if loader is not None and not isinstance(loader, DataLoader):
+                raise ConfigError(
+                    f'{what}= is a {type(loader).__name__}. The trainer needs an mm.DataLoader: it must know rows and '
+                    f'position to check labels and to resume. (An mm.ShardDataset works in your own loop.)'
+                )
+        if self.device != 'auto' and resolve(self.device).type != train.device.type:
+            raise ConfigError(
+                f"Trainer(device={self.device!r}), but train loads to '{train.device}': give both one device=."
+            )
+        if val is not None and val.device != train.device:
+            raise ConfigError(f"train loads to '{train.device}' and val to '{val.device}': give both one device=.")
+
+    def _check_fields(
+        self, model: nn.Module, tasks: tuple[Task, ...], train: DataLoader, val: DataLoader | None
+    ) -> list[str] | None:
+        fields = fields_of(model, tasks)
+        for what, loader in (('train', train), ('val', val)):
+            if loader is None:
+                continue
+            for field in fields or [task.field for task in tasks]:
+                if field not in loader.fields:
+                    snapshot = loader.rows.snapshot
+                    raise DataError(
+                        f'The model needs field {field!r}, which the {what} loader does not load; it loads '
+                        f'{", ".join(loader.fields)} of snapshot {snapshot.id} in {snapshot.root!r}. Add the field to '
+                        f'fields= of mm.snapshot or of the loader, or leave out its encoder or task.'
+                    )
+            for task in tasks:
+                task.check(loader.rows, what=what)
+        return fields
+
+    def _run_to_resume(
+        self,
+        resume: str | os.PathLike[str] | Run | None,
+        name: str,
+        description: dict[str, Any],
+        parent: Run | None,
+    ) -> Run | None:
+        if resume is None:
+            return None
+        if resume != 'auto':
+            run = open_run(resume, runs=self.runs)
+            check_resumed(run, description, parent=parent)
+            return run
+        for run in map(open_run, reversed(list_runs(name, runs=self.runs))):
+            if run.status != 'finished':
+                try:
+                    check_resumed(run, description, parent=parent)
+                except RunError:
+                    continue  # of other settings: a new attempt, not this one
+                return run
+        return None
+
+    def _description(
+        self, factory: dict[str, Any] | None, tasks: tuple[Task, ...], train: DataLoader
+    ) -> dict[str, Any]:
+        """The part of a run record that must be the same when the run is resumed."""
+        snapshot = train.rows.snapshot
+        return {
+            'factory': factory,
+            'tasks': [task.to_json() for task in tasks],
+            'snapshot': {'id': snapshot.id, 'root': str(Path(snapshot.root).resolve())},
+            'rows': {'train': len(train.rows), 'digest': train.digest},
+            'loader': {
+                'batch_size': train.batch_size,
+                'seed': train.batches.seed,
+                'shuffle': train.batches.shuffle,
+                'drop_last': train.batches.drop_last,
+                'world_size': world()[1],
+            },
+            'trainer': self.settings(),
+        }
+
+    def _start(
+        self,
+        name: str,
+        description: dict[str, Any],
+        reason: str | None,
+        val: DataLoader | None,
+        rows: Rows,
+        lineage: dict[str, Any] | None,
+    ) -> Run:
+        if world()[0] > 0:
+            return open_run(from_rank_0(''))
+        run = create_run(
+            name,
+            {
+                **description,
+                'val_rows': len(val.rows) if val is not None else 0,
+                'cannot': {} if reason is None else {'rebuild': reason},
+                'parent': lineage,
+                'metrics': {},
+            },
+            runs=self.runs,
+        )
+        np.save(run.path / 'train_rows.npy', np.sort(rows.hashes), allow_pickle=False)
+        from_rank_0(str(run.path))
+        return run
+
+
+def _parent(factory: Any, continue_from: str | os.PathLike[str] | Run | None) -> Run | None:
+    if isinstance(factory, TransferFactory):
+        if continue_from is not None:
+            raise ConfigError('mm.transfer brings the weights of its run; leave out continue_from=.')
+        return factory.run
+    return open_run(continue_from) if continue_from is not None else None
+
+
+def _lineage(
+    parent: Run | None, factory: dict[str, Any] | None, rows: Rows, tasks: tuple[Task, ...]
+) -> dict[str, Any] | None:
+    """What a run record says of the run it comes from, and of the rows that are new or gone since."""
+    if parent is None:
+        return None
+    old, now = parent.train_rows(), rows.hashes
+    known = {task['name'] for task in parent.tasks}
+    kind = 'transfer' if factory is not None and factory['kind'] == 'transfer' else 'continue'
+    return {
+        'run': parent.id,
+        'path': str(parent.path),
+        'kind': kind,
+        'snapshot': parent.snapshot,
+        'new_rows': int((~parent.trained_on(now)).sum()),
+        'gone_rows': int((~np.isin(old, now)).sum()),
+        'new_tasks': [task.name for task in tasks if kind == 'transfer' or task.name not in known],
+    }
+
+
+def _carry_weights(model: nn.Module, parent: Run, new_tasks: list[str]) -> None:
+    """Put a run's weights into a model that may have more tasks, or fewer."""
+    tensors = load_weights(parent.checkpoint() / 'model.safetensors')
+    if isinstance(model, MultitaskModel):
+        kept = {slot(task.name) for task in model.tasks}
+        # A task that is no longer wanted leaves its head behind; everything else of the run must have its place.
+        tensors = {n: t for n, t in tensors.items() if not n.startswith('heads.') or n.split('.')[1] in kept}
+        tensors = _grown_heads(model, parent, tensors)
+    put_weights(model, tensors, source=f'run {parent.id}', new=tuple(f'heads.{slot(name)}.' for name in new_tasks))
+
+
+def _grown_heads(model: MultitaskModel, parent: Run, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Fit the last layers of a parent to tasks with more classes than then: old classes keep their weights.
+
+    Vocabularies only grow at their end, so class 3 then is class 3 now; the classes after it start from the model's
+    own initial values.
+    """
+    before = {task['name']: task.get('classes') for task in parent.tasks}
+    own = model.state_dict()
+    for task in model.tasks:
+        old, new = before.get(task.name), task.to_json().get('classes')
+        grown = isinstance(old, list) and isinstance(new, list) and len(new) > len(old) and new[: len(old)] == old
+        if grown or (isinstance(old, int) and isinstance(new, int) and new > old):
+            for name in (f'heads.{slot(task.name)}.linear.{part}' for part in ('weight', 'bias')):
+                tensors[name] = torch.cat([tensors[name], own[name][len(tensors[name]) :].cpu()])
+    return tensors

@@ -1,0 +1,73 @@
+"""A folder of loose media as rows of the demo: files that share a stem make one item. A `Source` of this pipeline's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmpipe.sources import Bad, Record
+
+ENDINGS = {
+    'photo': ('.png', '.jpg', '.jpeg', '.webp', '.gif', '.bmp', '.tif', '.tiff'),
+    'speech': ('.wav', '.flac', '.ogg', '.mp3', '.m4a'),
+    'clip': ('.mp4', '.mov', '.mkv', '.webm', '.avi'),
+    'document': ('.pdf', '.md', '.html'),
+}
+CAPTION = '.txt'
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaFolder:
+    """Every file below a folder whose ending is known; `cat.png`, `cat.wav` and `cat.txt` (its caption) are one item.
+
+    Args:
+        root: the folder.
+        categories: names that a file's folder may have to be taken as its category.
+    """
+
+    root: Path
+    categories: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The folder."""
+        return str(self.root)
+
+    def total(self) -> int | None:
+        """Number of items."""
+        return len(self._items())
+
+    def _items(self) -> dict[str, list[Path]]:
+        items: dict[str, list[Path]] = {}
+        known = (CAPTION, *(ending for endings in ENDINGS.values() for ending in endings))
+        for path in sorted(self.root.rglob('*')):
+            if path.is_file() and path.suffix.lower() in known:
+                items.setdefault(path.relative_to(self.root).with_suffix('').as_posix(), []).append(path)
+        return items
+
+    def records(self, *, key: list[str], media: Mapping[str, str]) -> Iterator[Record | Bad]:
+        """One record per stem. A second file for the same column goes to quarantine."""
+        for stem, paths in self._items().items():
+            files: dict[str, Path | None] = dict.fromkeys(ENDINGS)
+            caption = None
+            for path in paths:
+                column = next((name for name, endings in ENDINGS.items() if path.suffix.lower() in endings), None)
+                if column is None:
+                    try:
+                        caption = path.read_text(encoding='utf-8-sig').strip() or None
+                    except UnicodeDecodeError:
+                        yield Bad(place=str(path), key=stem, column='caption', path=str(path), reason='is not UTF-8: save it as UTF-8')
+                elif files[column] is not None:
+                    reason = f'stands for the same {column} as {files[column].name}: give it another name'  # type: ignore[union-attr]
+                    yield Bad(place=str(path), key=stem, column=column, path=str(path), reason=reason)
+                else:
+                    files[column] = path
+            folder = paths[0].parent.name
+            values = {
+                'key': f'{self.root.name}/{stem}'[-255:],
+                'group': f'{self.root.name}/{stem}'[-255:],
+                'caption': caption,
+                'category': folder if folder in self.categories else None,
+            }
+            yield Record(place=str(paths[0]), values=values, media=files, root=self.root.resolve())

@@ -1,0 +1,96 @@
+"""The torch side of the demo: one model, six inputs, three tasks. Imports no Pixeltable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mmpipe as mm
+from mmpipe.runs import Run
+from mmpipe.shards import Rows, Snapshot
+
+TASKS = {'category': 'accuracy', 'words': 'map', 'detail': 'r2'}
+"""Task to the metric it is reported by: share of right classes, mean average precision, coefficient of determination."""
+
+CROP = 56  # of the 64 pixels that are stored
+
+
+def build_model(*, classes: int, words: int) -> mm.MultitaskModel:
+    """An encoder per modality, concatenated, and a head per task.
+
+    Args:
+        classes: size of the vocabulary of `category`.
+        words: size of the vocabulary of `words`.
+    """
+    return mm.MultitaskModel(
+        encoders={
+            'photo': mm.encoders.image(16, width=8),
+            'photo_vector': mm.encoders.vector(1280, 128, dropout=0.3),
+            'caption_vector': mm.encoders.vector(256, 64, dropout=0.3),
+            'clip_vector': mm.encoders.vector(1280, 64, dropout=0.3),
+            'document_vector': mm.encoders.vector(256, 64, dropout=0.3),
+            'speech_mel': mm.encoders.spectrogram(40, 16, width=4),
+            'facts': mm.encoders.vector(10, 32),
+        },
+        tasks=[mm.classification('category', classes), mm.multilabel('words', words), mm.regression('detail')],
+        hidden=128,
+        dropout=0.3,
+        modality_dropout=0.1,
+    )
+
+
+def model_args(snapshot: Snapshot) -> dict[str, int]:
+    """Arguments of `build_model` for a snapshot: the sizes of its vocabularies."""
+    return {
+        'classes': len(snapshot.fields['category'].vocabulary or ()),
+        'words': len(snapshot.fields['words'].vocabulary or ()),
+    }
+
+
+def loader(rows: Rows, *, train: bool, seed: int = 0) -> mm.DataLoader:
+    """Batches of some rows; photos cross to the device as uint8 and are cropped, flipped and normalised there."""
+    transforms = {'photo': mm.transforms.image(crop=CROP, flip=train)}
+    return mm.DataLoader(rows, batch_size=32 if train else 256, shuffle=train, seed=seed, transforms=transforms)
+
+
+def fit(
+    train_rows: Rows, val_rows: Rows, *, epochs: int = 20, lr: float = 1e-3, seed: int = 0, name: str = 'demo',
+    runs: str | Path | None = None, continue_from: Run | None = None, progress: Callable[..., Any] | None = None,
+) -> Run:  # fmt: skip
+    """Train on some rows and evaluate on others."""
+    trainer = mm.Trainer(
+        epochs=epochs, lr=lr, weight_decay=0.05, schedule='cosine', seed=seed, runs=runs, evaluate_every=epochs, progress=progress
+    )
+    return trainer.fit(
+        build_model,
+        loader(train_rows, train=True, seed=seed),
+        loader(val_rows, train=False),
+        args=model_args(train_rows.snapshot),
+        name=name,
+        continue_from=continue_from,
+    )
+
+
+def train(
+    snapshot: Snapshot, *, runs: str | Path | None = None, continue_from: Run | None = None,
+    progress: Callable[..., Any] | None = None,
+) -> Run:  # fmt: skip
+    """Train on the snapshot's training split; a continued run takes fewer, smaller steps over old and new rows.
+
+    Args:
+        snapshot: of `views.training_view`.
+        runs: folder of the runs; the project's when None.
+        continue_from: a run on an earlier snapshot, whose weights to start from.
+        progress: called with ('train', rows done, rows in all, 'rows').
+    """
+    epochs, lr = (20, 1e-3) if continue_from is None else (5, 3e-4)
+    return fit(
+        snapshot.split('train'), snapshot.split('val'), epochs=epochs, lr=lr, runs=runs, continue_from=continue_from,
+        progress=progress,
+    )  # fmt: skip
+
+
+def test(run: Run, snapshot: Snapshot) -> dict[str, dict[str, Any]]:
+    """Metrics of a run's model on the snapshot's test split."""
+    return mm.evaluate(mm.load_model(run), loader(snapshot.split('test'), train=False))

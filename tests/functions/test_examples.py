@@ -1,0 +1,28 @@
+"""The examples in docstrings of UDFs: Pixeltable's objects hide them from doctest's own search."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+
+import pytest
+
+import mmpipe.functions
+from mmpipe.functions import counting
+
+DECLARED = [name for name in mmpipe.functions.__all__ if name not in ('counted', 'counts', 'reset')]
+
+
+@pytest.mark.parametrize('name', DECLARED)
+def test_the_example_runs(name):
+    function = getattr(mmpipe.functions, name)
+    # An iterator keeps its docstring on the function it wraps.
+    body = getattr(function, 'decorated_callable', function)
+    path = getattr(function, 'self_path', None) or function.fqn
+    module = importlib.import_module(path.rpartition('.')[0])
+    example = doctest.DocTestParser().get_doctest(body.__doc__, dict(vars(module)), name, module.__file__, 0)
+    assert example.examples, f'{name} has no example'
+    runner = doctest.DocTestRunner()
+    runner.run(example)
+    assert not runner.failures
+    counting.reset()

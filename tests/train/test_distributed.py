@@ -1,0 +1,76 @@
+"""Two ranks take the steps of one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from shop_snapshot import write_shop
+
+from mmpipe.models.weights_file import load_weights
+from mmpipe.runs import open_run
+
+SCRIPT = """
+import sys
+import torch
+from mmpipe.data import DataLoader
+from mmpipe.models import MultitaskModel, encoders
+from mmpipe.shards import open_snapshot
+from mmpipe.train import Trainer, classification, multilabel, regression
+
+def build():
+    return MultitaskModel(
+        encoders={'title': encoders.vector(8, 16, dropout=0.0), 'frames': encoders.sequence(4, 8, dropout=0.0)},
+        tasks=[classification('kind', 3), regression('price'), multilabel('tags', 4)], hidden=8, dropout=0.0)
+
+def main(shards, runs, rank, world, port):
+    torch.set_num_threads(1)
+    if world > 1:
+        torch.distributed.init_process_group(
+            'gloo', init_method=f'file://{port}', rank=rank, world_size=world)
+    snapshot = open_snapshot(shards)
+    # 72 rows in global batches of 14: the last one has 2 rows, so ranks have unequal parts of most steps.
+    train = DataLoader(snapshot.split('train'), batch_size=14 // world, shuffle=True, device='cpu')
+    val = DataLoader(snapshot.split('val').take(range(23)), batch_size=5, device='cpu')
+    Trainer(epochs=2, runs=runs, log_every=1, accumulate=2).fit(build, train, val, name='shop')
+    if world > 1:
+        torch.distributed.destroy_process_group()
+
+if __name__ == '__main__':
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+"""
+
+
+def test_two_ranks_take_the_steps_of_one_process_to_rounding(tmp_path):
+    """Losses are divided by the labels of all ranks: a mean of the ranks' means would be another number."""
+    write_shop(tmp_path / 'shop')
+    script = tmp_path / 'training.py'
+    script.write_text(SCRIPT)
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+
+    def start(runs, rank, world):
+        command = [sys.executable, script, tmp_path / 'shop', tmp_path / runs, rank, world, tmp_path / 'meet']
+        return subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.PIPE, text=True)
+
+    ranks = [start('two', rank, 2) for rank in range(2)]
+    for process in ranks:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    namespace = {'__name__': 'alone'}
+    exec(compile(SCRIPT, str(script), 'exec'), namespace)
+    namespace['main'](str(tmp_path / 'shop'), str(tmp_path / 'one'), 0, 1, '')
+
+    one, two = (open_run('shop', runs=tmp_path / name) for name in ('one', 'two'))
+    assert two.id == 'shop/0001'
+    losses = [[line['loss'] for line in run.history() if 'loss' in line] for run in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    for task, values in one.metrics.items():
+        assert two.metrics[task]['n'] == values['n']
+        for name, value in values.items():
+            assert two.metrics[task][name] == pytest.approx(value, rel=1e-2), (task, name)
+    a, b = (load_weights(run.checkpoint() / 'model.safetensors') for run in (one, two))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-2, atol=1e-3)

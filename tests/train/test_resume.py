@@ -1,0 +1,211 @@
+"""Resuming after a kill: bit for bit what an undisturbed run gives."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from shop_snapshot import write_shop
+
+from mmpipe.data import DataLoader
+from mmpipe.errors import RunError, TrainError
+from mmpipe.models import MultitaskModel, encoders, load_model
+from mmpipe.runs import open_run, update_run
+from mmpipe.runs.factory import source_fingerprint
+from mmpipe.shards import open_snapshot
+from mmpipe.train import Trainer, classification, multilabel, regression
+
+SCRIPT = """
+import os, signal, sys
+import mmpipe.data, mmpipe.train
+from mmpipe.data import DataLoader, transforms
+from mmpipe.models import MultitaskModel, encoders
+from mmpipe.shards import open_snapshot
+from mmpipe.train import Trainer, classification, multilabel, regression
+
+def build(hidden):
+    # Dropout of both sorts, augmentation and fitted buffers: everything that a resumed run could get wrong.
+    return MultitaskModel(
+        encoders={'photo': encoders.image(8, width=8), 'title': encoders.vector(8, 16, dropout=0.3)},
+        tasks=[classification('kind', 3), regression('price'), multilabel('tags', 4)],
+        hidden=hidden, dropout=0.3, modality_dropout=0.2)
+
+def main(shards, runs, kill_at):
+    snapshot = open_snapshot(shards)
+    train = DataLoader(snapshot.split('train'), batch_size=8, shuffle=True, seed=5, device='cpu',
+                       transforms={'photo': transforms.image(crop=12, flip=True)})
+    val = DataLoader(snapshot.split('val'), batch_size=32, device='cpu',
+                     transforms={'photo': transforms.image(crop=12)})
+
+    def kill(stage, done, total, unit):
+        if done == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    trainer = Trainer(epochs=3, runs=runs, accumulate=2, schedule='cosine', warmup=3, checkpoint_every=2, log_every=3,
+                      seed=7, progress=kill)
+    run = trainer.fit(build, train, val, args={'hidden': 16}, resume='auto', name='shop')
+    print(run.path)
+
+if __name__ == '__main__':
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+"""
+
+
+def run_script(script, *args):
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    return subprocess.run(
+        [sys.executable, str(script), *map(str, args)], capture_output=True, text=True, env=environment
+    )
+
+
+def test_a_run_killed_twice_and_resumed_equals_one_that_was_not_bit_for_bit(tmp_path):
+    write_shop(tmp_path / 'shop')
+    script = tmp_path / 'training.py'
+    script.write_text(SCRIPT)
+
+    # 72 rows, 16 a step: 5 steps an epoch. The kills come after steps 4 and 8, in different epochs, each before the
+    # checkpoint of its step is written: steps 3, 4 and 7, 8 are taken twice.
+    for kill_at in (64, 72 + 3 * 16):
+        killed = run_script(script, tmp_path / 'shop', tmp_path / 'killed', kill_at)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert open_run('shop', runs=tmp_path / 'killed').status == 'running'
+    finished = run_script(script, tmp_path / 'shop', tmp_path / 'killed', -1)
+    assert finished.returncode == 0, finished.stderr
+    resumed = open_run(finished.stdout.strip())
+    assert resumed.id == 'shop/0001'
+
+    # The undisturbed one in this process, through the factory that the record of the script names.
+    sys.argv, argv = [str(script)], sys.argv
+    try:
+        namespace = {'__name__': 'undisturbed', '__file__': str(script)}
+        exec(compile(SCRIPT, str(script), 'exec'), namespace)
+        namespace['main'](str(tmp_path / 'shop'), str(tmp_path / 'whole'), -1)
+    finally:
+        sys.argv = argv
+    whole = open_run('shop', runs=tmp_path / 'whole')
+
+    for file in ('model.safetensors', 'optimizer.safetensors'):
+        assert (resumed.checkpoint() / file).read_bytes() == (whole.checkpoint() / file).read_bytes(), file
+    assert resumed.history() == whole.history()
+    assert resumed.metrics == whole.metrics
+    assert not [entry for entry in (resumed.path / 'checkpoints').iterdir() if entry.name.endswith('.tmp')]
+
+    # And the model comes back in a process that never ran the script.
+    model = load_model(resumed)
+    assert isinstance(model, MultitaskModel)
+    assert resumed.record['factory']['module'] == '__main__'
+    assert resumed.record['factory']['fingerprint'] == source_fingerprint(SCRIPT, 'build')
+
+
+def build(hidden=8):
+    return MultitaskModel(
+        encoders={'title': encoders.vector(8, 16)},
+        tasks=[classification('kind', 3), regression('price'), multilabel('tags', 4)],
+        hidden=hidden,
+    )
+
+
+def loaders(snapshot, batch_size=16):
+    return (
+        DataLoader(snapshot.split('train'), batch_size=batch_size, shuffle=True, device='cpu'),
+        DataLoader(snapshot.split('val'), batch_size=16, device='cpu'),
+    )
+
+
+class Stop(Exception):
+    pass
+
+
+def interrupted(trainer_options, snapshot, rows):
+    def stop(stage, done, total, unit):
+        if done >= rows:
+            raise Stop
+
+    with pytest.raises(Stop):
+        Trainer(**trainer_options, progress=stop).fit(build, *loaders(snapshot))
+    return open_run('shop', runs=trainer_options['runs'])
+
+
+def test_a_run_that_failed_resumes_and_a_finished_one_trains_on_when_given_more_epochs(shop, tmp_path):
+    options = {'epochs': 4, 'runs': tmp_path / 'a', 'checkpoint_every': 3}
+    failed = interrupted(options, shop, 100)
+    assert failed.status == 'failed'
+    run = Trainer(**options).fit(build, *loaders(shop), resume=failed)
+    assert (run.id, run.status) == ('shop/0001', 'finished')
+    assert run.record['error'] is None
+
+    short = Trainer(epochs=2, runs=tmp_path / 'b').fit(build, *loaders(shop))
+    longer = Trainer(epochs=4, runs=tmp_path / 'b').fit(build, *loaders(shop), resume=short)
+    assert longer.id == short.id
+    for name, value in load_model(run).state_dict().items():
+        assert torch.equal(value, load_model(longer).state_dict()[name])
+    again = Trainer(epochs=4, runs=tmp_path / 'b').fit(build, *loaders(shop), resume=longer)
+    assert again.metrics == longer.metrics
+    assert again.history() == longer.history()
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over_in_its_place(shop, tmp_path):
+    options = {'epochs': 2, 'runs': tmp_path, 'log_every': 1}
+    failed = interrupted(options, shop, 32)
+    assert failed.newest_checkpoint() is None
+    run = Trainer(**options).fit(build, *loaders(shop), resume='auto')
+    fresh = Trainer(**options).fit(build, *loaders(shop), resume='auto')  # nothing unfinished is left: a new run
+    assert (run.id, fresh.id) == ('shop/0001', 'shop/0002')
+    assert run.history() == fresh.history()
+
+
+def test_what_would_change_a_step_cannot_differ_on_resume(shop, full_shop, tmp_path):
+    options = {'epochs': 2, 'runs': tmp_path, 'checkpoint_every': 2}
+    failed = interrupted(options, shop, 64)
+    for changed, args, data, words in (
+        ({'lr': 0.1}, {}, loaders(shop), 'lr = 0.1.*0.001'),
+        ({'accumulate': 2}, {}, loaders(shop), 'accumulate'),
+        ({}, {'hidden': 9}, loaders(shop), "factory = .*'hidden': 9"),
+        ({}, {}, loaders(shop, 8), 'batch_size = 8'),
+        ({}, {}, loaders(full_shop), 'snapshot'),
+    ):
+        with pytest.raises(RunError, match=words):
+            Trainer(**{**options, **changed}).fit(build, *data, args=args, resume=failed)
+    edited = update_run(failed, factory={**failed.record['factory'], 'fingerprint': '0' * 64})
+    with pytest.raises(RunError, match='factory'):
+        Trainer(**options).fit(build, *loaders(shop), resume=edited)
+    other = Trainer(**{**options, 'lr': 0.1}).fit(build, *loaders(shop), resume='auto')
+    assert (other.id, open_run(failed).status) == ('shop/0002', 'failed')
+    with pytest.raises(RunError, match='no run'):
+        Trainer(**options).fit(build, *loaders(shop), resume='shop/0009')
+
+
+@pytest.mark.parametrize('file', ['state.json', 'optimizer.safetensors'])
+def test_a_damaged_checkpoint_is_named_with_the_next_move(shop, tmp_path, file):
+    options = {'epochs': 2, 'runs': tmp_path, 'checkpoint_every': 2}
+    failed = interrupted(options, shop, 64)
+    (failed.checkpoint() / file).write_bytes(b'{')
+    with pytest.raises(TrainError, match=r'cannot be read .* Delete the folder'):
+        Trainer(**options).fit(build, *loaders(shop), resume=failed)
+
+
+def test_a_checkpoint_is_never_half_there(shop, tmp_path, monkeypatch):
+    from mmpipe.train import checkpoint
+
+    run = Trainer(epochs=1, runs=tmp_path).fit(build, *loaders(shop))
+    before = run.checkpoint()
+    monkeypatch.setattr(checkpoint, 'save_file', lambda *_: (_ for _ in ()).throw(OSError('disk full')))
+    with pytest.raises(OSError, match='disk full'):
+        Trainer(epochs=2, runs=tmp_path).fit(build, *loaders(shop), resume=run)
+    assert open_run(run).checkpoint() == before
+    assert open_run(run).status == 'failed'
+    assert [entry.name for entry in Path(before).parent.iterdir()] == [before.name]
+
+
+def test_a_moved_checkout_resumes(shop, tmp_path):
+    """The path of the source and of the shards is where they lie, not what they are."""
+    options = {'epochs': 2, 'runs': tmp_path, 'checkpoint_every': 2}
+    failed = interrupted(options, shop, 64)
+    moved = {**failed.record['factory'], 'file': '/elsewhere/training.py'}
+    failed = update_run(failed, factory=moved, snapshot={**failed.snapshot, 'root': '/elsewhere/shop'})
+    assert Trainer(**options).fit(build, *loaders(open_snapshot(shop.root)), resume=failed).status == 'finished'
