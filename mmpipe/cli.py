@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,24 +30,30 @@ AsJson = Annotated[bool, typer.Option('--json', help='Print one JSON object on s
 _debug = False
 
 
-@app.callback()
-def options(
-    debug: Annotated[bool, typer.Option('--debug', help='Show the whole traceback of an error.')] = False,
-    version: Annotated[bool, typer.Option('--version', help='Print the version and exit.')] = False,
-) -> None:
-    """Options before the command."""
-    global _debug
-    _debug = debug
-    if version:
+def _show_version(wanted: bool) -> None:
+    if wanted:
         from mmpipe import __version__
 
         print(__version__)
         raise typer.Exit
 
 
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option('--debug', help='Show the whole traceback of an error.')] = False,
+    version: Annotated[
+        bool, typer.Option('--version', callback=_show_version, is_eager=True, help='Print the version and exit.')
+    ] = False,
+) -> None:
+    """Options before the command."""
+    global _debug
+    _debug = debug
+
+
 @app.command(epilog='Example: mmpipe demo --json > demo.json')
 def demo(
     fresh: Annotated[bool, typer.Option('--fresh', help='Forget earlier demos and start over.')] = False,
+    quick: Annotated[bool, typer.Option('--quick', help='Every eighth item and a few epochs, to see it run.')] = False,
     add: Annotated[
         Path | None, typer.Option('--add', metavar='DIR', help='Your own images, audio, video and documents to take in too.')
     ] = None,
@@ -61,8 +66,8 @@ def demo(
         from mmpipe.progress import StageProgress
 
         if add is not None and not add.is_dir():
-            raise ConfigError(f"--add {add}: there is no such folder. Give one with images, audio, video or documents.")
-        result = run_demo(fresh=fresh, add=add, show=StageProgress())
+            raise ConfigError(f'--add {add}: there is no such folder. Give one with images, audio, video or documents.')
+        result = run_demo(fresh=fresh, quick=quick, add=add, show=StageProgress())
         return result, ''
 
     _print(run, as_json)
@@ -238,8 +243,6 @@ def _print(run: Callable[[], tuple[Any, str]], as_json: bool) -> Any:
 
 def main() -> None:
     """Entry point of the console script."""
-    # pgserver asks for a runtime directory that containers do not set; it then uses one of its own.
-    warnings.filterwarnings('ignore', message='XDG_RUNTIME_DIR is not set')
     try:
         app()
     except MmpipeError as error:

@@ -21,6 +21,7 @@ from mmpipe.progress import StageProgress
 
 NAME = 'demo'
 HELD_BACK = 'held_back.csv'
+QUICK_STEP = 8
 
 
 def data_folder() -> Path:
@@ -36,11 +37,12 @@ def data_folder() -> Path:
     raise ConfigError('the demo data is not in this installation: install the wheel, or run `mmpipe demo` in a checkout of mmpipe')
 
 
-def run_demo(*, fresh: bool, add: Path | None, show: StageProgress) -> dict[str, Any]:
+def run_demo(*, fresh: bool, quick: bool, add: Path | None, show: StageProgress) -> dict[str, Any]:
     """Run the demo.
 
     Args:
         fresh: drop what earlier demos left before.
+        quick: take every eighth item, fewer epochs and one comparison; a full demo goes on from there.
         add: a folder of the user's own files, taken in with the held-back ones.
         show: where progress goes.
 
@@ -56,12 +58,13 @@ def run_demo(*, fresh: bool, add: Path | None, show: StageProgress) -> dict[str,
     data = data_folder()
     if fresh:
         _forget(pipeline)
-    first = [(data, 'items.csv')]
-    added = [(data, HELD_BACK), *([(add, 'items.csv')] if add is not None else [])]
+    step = QUICK_STEP if quick else 1
+    first = [(data, 'items.csv', step)]
+    added = [(data, HELD_BACK, step), *([(add, 'items.csv', 1)] if add is not None else [])]
     result = {}
     for phase, folders in (('first', first), ('unchanged', first), ('added', added)):
         show.say(f'\n== {phase}: {_ABOUT[phase]}')
-        result[phase] = _phase(pipeline, folders, show, data)
+        result[phase] = _phase(pipeline, folders, show, quick=quick)
         show.say(describe(result[phase]))
     return result
 
@@ -82,7 +85,9 @@ def _forget(pipeline: Pipeline) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _phase(pipeline: Pipeline, folders: Sequence[tuple[Path, str]], show: StageProgress, data: Path) -> dict[str, Any]:
+def _phase(
+    pipeline: Pipeline, folders: Sequence[tuple[Path, str, int]], show: StageProgress, *, quick: bool
+) -> dict[str, Any]:
     """Bring everything up to date with some folders, doing only what is left to do."""
     show.seconds = {}
     with show.stage('start'):
@@ -90,7 +95,7 @@ def _phase(pipeline: Pipeline, folders: Sequence[tuple[Path, str]], show: StageP
         from mmpipe.plans import apply, plan
         from mmpipe.plans.computed import cells_by_column
         from mmpipe.snapshots import snapshot
-        from mmpipe.sources import ingest
+        from mmpipe.sources import every, ingest
         from mmpipe.store import path_of, tables_in
 
         before = Counter(counts())
@@ -101,9 +106,9 @@ def _phase(pipeline: Pipeline, folders: Sequence[tuple[Path, str]], show: StageP
         apply(planned)
     written = 0
     with show.stage('ingest'):
-        for folder, manifest in folders:
+        for folder, manifest, step in folders:
             for table, source in pipeline.module('views').sources(folder, manifest=manifest):
-                report = ingest(table, source, progress=show)
+                report = ingest(table, every(source, step), progress=show)
                 written += report.written
                 if report.bad or report.errors:
                     show.say(str(report))
@@ -111,7 +116,7 @@ def _phase(pipeline: Pipeline, folders: Sequence[tuple[Path, str]], show: StageP
         frozen = snapshot(root=shards_dir(NAME), progress=show, **pipeline.module('views').training_view())
         written += frozen.written
     computed = cells_by_column(pipeline.tables, Counter(counts()) - before)
-    metrics, baselines, run = _train(pipeline, frozen.snapshot, show)
+    metrics, baselines, run = _train(pipeline, frozen.snapshot, show, quick=quick)
     return {
         'rows': {path_of(table).removeprefix(f'{pipeline.directory}/'): table.count() for table in tables_in(pipeline.directory)},
         'computed': computed,
@@ -124,7 +129,9 @@ def _phase(pipeline: Pipeline, folders: Sequence[tuple[Path, str]], show: StageP
     }  # fmt: skip
 
 
-def _train(pipeline: Pipeline, snapshot: Any, show: StageProgress) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def _train(
+    pipeline: Pipeline, snapshot: Any, show: StageProgress, *, quick: bool
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Train on a snapshot, from the last run if there is one; what was trained and measured for it already is kept."""
     from mmpipe.runs import list_runs, open_run
 
@@ -137,10 +144,12 @@ def _train(pipeline: Pipeline, snapshot: Any, show: StageProgress) -> tuple[dict
         training, baselines = pipeline.module('training'), pipeline.module('baselines')
     runs = [run for run in map(open_run, list_runs(NAME)) if run.status == 'finished']
     with show.stage('train'):
-        run = training.train(snapshot, continue_from=runs[-1] if runs else None, progress=show)
+        run = training.train(snapshot, continue_from=runs[-1] if runs else None, epochs=2 if quick else None, progress=show)
         tested = training.test(run, snapshot)
     with show.stage('compare'):
-        model, probes = baselines.compare(snapshot, runs=str(runs_dir()), progress=show)
+        model, probes = baselines.compare(
+            snapshot, runs=str(runs_dir()), seeds=1 if quick else baselines.SEEDS, epochs=2 if quick else None, progress=show
+        )
     metrics = {
         task: {'metric': metric, **model[task], 'test': tested[task][metric], 'test_rows': tested[task]['n']}
         for task, metric in training.TASKS.items()

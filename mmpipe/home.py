@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from mmpipe.errors import ConfigError
@@ -68,31 +69,41 @@ def cache_dir() -> Path:
 
 
 def configure_pixeltable() -> Path:
-    """Point Pixeltable at the project's home, unless the user already pointed it somewhere. Call before importing it.
+    """Point Pixeltable at the project's home, unless it, or the user, has settled that already. Call before importing it.
 
     Pixeltable starts its Postgres as soon as a schema with an iterator view is imported, and at its default
-    verbosity prints to stdout, which would break `--json`; so both are settled through the environment here.
+    verbosity prints to stdout, which would break `--json`; so both are settled through the environment here. Where
+    Pixeltable runs already, as in the daemon of its own `pxt` command, nothing is touched.
 
     Returns:
         The Pixeltable home in force.
 
     Raises:
-        ConfigError: the home has a space in its path (Pixeltable's Postgres does not start there), or Pixeltable
-            already runs on another home in this process.
+        ConfigError: the home has a space in its path; Pixeltable's Postgres does not start there.
     """
-    home = Path(os.environ.get('PIXELTABLE_HOME') or home_dir() / 'pixeltable')
+    running = running_home()
+    if running is not None:
+        return running
+    home = pixeltable_home()
     if ' ' in str(home):
         raise ConfigError(
             f"Pixeltable's Postgres cannot start in '{home}': the path has a space in it. "
             f'Set {HOME_VARIABLE} to a directory without one.'
         )
-    config = getattr(getattr(sys.modules.get('pixeltable.config'), 'Config', None), '_Config__instance', None)
-    if config is not None and config.home.resolve() != home.resolve():
-        raise ConfigError(
-            f"Pixeltable already runs on '{config.home}' in this process, but this project's home is '{home}'. "
-            f'Start a new process, or set PIXELTABLE_HOME before the first Pixeltable import.'
-        )
     os.environ['PIXELTABLE_HOME'] = str(home)
     os.environ.setdefault('PIXELTABLE_VERBOSITY', '0')
+    # Pixeltable's Postgres asks for a runtime directory that containers do not set, and then uses one of its own.
+    warnings.filterwarnings('ignore', message='XDG_RUNTIME_DIR is not set')
     home.mkdir(parents=True, exist_ok=True)
     return home
+
+
+def pixeltable_home() -> Path:
+    """Pixeltable's home for this project: `$PIXELTABLE_HOME` when set, else `pixeltable` in the project's home."""
+    return Path(os.environ.get('PIXELTABLE_HOME') or home_dir() / 'pixeltable')
+
+
+def running_home() -> Path | None:
+    """The home that Pixeltable has settled on in this process; None when it has not yet."""
+    config = getattr(getattr(sys.modules.get('pixeltable.config'), 'Config', None), '_Config__instance', None)
+    return None if config is None else Path(config.home)

@@ -8,6 +8,7 @@ method has buffers, which the trainer lets it fit once on the present values of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -291,7 +292,7 @@ def _stages(channels: int, width: int) -> nn.Sequential:
         wide = width * 2**stage
         layers += [
             nn.Conv2d(channels, wide, 3, stride=2 if stage else 1, padding=1, bias=False),
-            nn.GroupNorm(min(8, wide), wide),
+            nn.GroupNorm(math.gcd(8, wide), wide),  # the most groups up to 8 that divide any width
             nn.GELU(),
         ]
         channels = wide

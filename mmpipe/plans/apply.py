@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 from mmpipe.errors import DestructiveError, PlanError
-from mmpipe.plans.plan import Plan, plan
+from mmpipe.plans.plan import Change, Plan, plan
 from mmpipe.store import start, writer_lock
 
 
@@ -36,23 +37,34 @@ def apply(planned: Plan, *, allow_destructive: bool = False) -> Plan:
         )
     if planned.destructive and not allow_destructive:
         listed = ', '.join(f'{c.table}{"." + c.name if c.name else ""} ({c.action})' for c in planned.destructive)
-        raise DestructiveError(f'this plan loses stored values: {listed}. Pass allow_destructive=True to agree to that.')
+        raise DestructiveError(
+            f'this plan loses stored values: {listed}. Pass allow_destructive=True to agree to that.'
+        )
     with writer_lock(f'schema:{planned.directory}'):
-        if plan(planned.tables, planned.directory).changes != planned.changes:
+        if _schema_of(plan(planned.tables, planned.directory)) != _schema_of(planned):
             raise PlanError(f"'{planned.directory}' changed since this plan was made. Make a new one, and look at it.")
         try:
             _carry_out(pxt, planned, allow_destructive)
         except pxt.Error as error:
-            raise PlanError(f"Pixeltable refused a change in '{planned.directory}': {error}") from error
+            raise PlanError(
+                f"Pixeltable refused a change in '{planned.directory}': {error} Correct the class that declares it; "
+                f'a new plan shows what is left to do.'
+            ) from error
     return planned
+
+
+def _schema_of(planned: Plan) -> list[Change]:
+    """The changes without their row counts, which an ingest in between may move."""
+    return [replace(change, rows=0) for change in planned.changes]
 
 
 def _carry_out(pxt: Any, planned: Plan, allow_destructive: bool) -> None:
     pxt.create_dir(planned.directory, parents=True, if_exists='ignore')
-    for change in planned.changes:
-        if change.action == 'recreate':
+    for change in reversed(planned.changes):  # views behind what they are over
+        if change.action == 'recreate' or (change.action == 'drop' and not change.name):
             pxt.drop_table(change.table)
-        elif change.action == 'alter' and change.rows:
+    for change in planned.changes:
+        if change.action == 'alter':
             table = pxt.get_table(change.table)
             model = planned.tables.__registered_models__[change.table.rsplit('/', 1)[-1]]
             _alter(table, model, change.name)
@@ -65,6 +77,8 @@ def _alter(table: Any, model: Any, column: str) -> None:
     from pixeltable.catalog.model.resolution import resolve_model_value_expr
     from pixeltable.exprs import Expr
 
-    value = Expr.from_object(user_columns(model)[column]['value']).copy()
-    origin = 'base_query' if column in base_query_columns(model) else 'model_body'
+    value = Expr.from_object(user_columns(model)[column]['value'])
+    assert value is not None  # only a computed column is altered
+    value = value.copy()
+    origin: Literal['base_query', 'model_body'] = 'base_query' if column in base_query_columns(model) else 'model_body'
     table.alter_computed_column(**{column: resolve_model_value_expr(table._tbl_path, value, origin)})

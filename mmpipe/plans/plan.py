@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mmpipe.errors import SchemaError
-from mmpipe.store import start
+from mmpipe.store import path_of, start, views_of
 
 MARKERS = {'create': '+', 'add': '+', 'alter': '~', 'drop': '-', 'recreate': '±', 'unsupported': '!'}
 
@@ -81,7 +81,9 @@ class Plan:
                          for action, count in counts.items() if count)  # fmt: skip
         lost = len(self.destructive)
         tail = f'{lost} of them lose stored values.' if lost else 'Nothing is dropped.'
-        return '\n'.join([f'{self.directory}: {said}, {len(self.unchanged)} unchanged. {tail}', *map(str, self.changes)])
+        return '\n'.join(
+            [f'{self.directory}: {said}, {len(self.unchanged)} unchanged. {tail}', *map(str, self.changes)]
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -105,22 +107,43 @@ def plan(tables: Any, directory: str) -> Plan:
         again, ! not possible.
 
     Raises:
-        SchemaError: `tables` is not such a base class, or holds no table.
+        SchemaError: `tables` is not such a base class, holds no table, or has a name that cannot be used.
     """
     pxt = start()
     models = getattr(tables, '__registered_models__', None)
     if models is None:
         raise SchemaError(f'{tables!r:.80} is not made by pxt.model_base(): pass the base class of your table classes')
     if not models:
-        raise SchemaError('no table class is declared under this pxt.model_base(): import the module that declares them')
-    changes: list[Change] = []
-    unchanged: list[str] = []
-    for diff in tables.get_model_diff(directory).values():
-        found = list(_changes(pxt, diff))
-        changes += found
-        if not found:
-            unchanged.append(diff.path)
-    return Plan(directory=directory, changes=tuple(changes), unchanged=tuple(unchanged), tables=tables)
+        raise SchemaError(
+            'no table class is declared under this pxt.model_base(): import the module that declares them'
+        )
+    try:
+        found = {diff.path: list(_changes(pxt, diff)) for diff in tables.get_model_diff(directory).values()}
+    except pxt.Error as error:
+        raise SchemaError(
+            f"the tables declared for '{directory}' do not fit the catalog: {error} Rename the table or column, or remove "
+            f'what is there under its name.'
+        ) from error
+    _recreate_views_above(pxt, found)
+    return Plan(
+        directory=directory,
+        changes=tuple(change for changes in found.values() for change in changes),
+        unchanged=tuple(path for path, changes in found.items() if not changes),
+        tables=tables,
+    )
+
+
+def _recreate_views_above(pxt: Any, found: dict[str, list[Change]]) -> None:
+    """A view that is made again takes the views over it along; one that nobody declares is dropped with it."""
+    again = [change.table for changes in list(found.values()) for change in changes if change.action == 'recreate']
+    for base in again:
+        for view in views_of(pxt.get_table(base)):
+            path, why = path_of(view), f'its base {base} is made again'
+            if path not in found:
+                change = Change(action='drop', table=path, detail=f'not declared, and {why}', rows=view.count())
+                found[path] = [change]
+            elif not any(change.action == 'recreate' for change in found[path]):
+                found[path] = [Change(action='recreate', table=path, detail=why, rows=view.count())]
 
 
 def _changes(pxt: Any, diff: Any) -> Iterator[Change]:
@@ -139,7 +162,7 @@ def _changes(pxt: Any, diff: Any) -> Iterator[Change]:
     for op in diff.ops:
         if op.severity == 'unsupported':
             name = op.name if op.target == 'column' else ''
-            yield Change(action='unsupported', table=diff.path, name=name or '', detail=op.description)
+            yield Change(action='unsupported', table=diff.path, name=name or '', detail=op.description or '')
             continue
         name = op.name or ', '.join(op.details.index_ref.columns)
         value = op.details.value if op.details else None
@@ -148,6 +171,6 @@ def _changes(pxt: Any, diff: Any) -> Iterator[Change]:
         elif op.target == 'index':
             detail = 'index'
         else:
-            detail = value or (op.details.type if op.details else '')
+            detail = value or (op.details.type if op.details else None) or ''
         computed = rows if op.op != 'drop' and (value or op.target == 'index') else 0
         yield Change(action=op.op, table=diff.path, name=name, detail=detail, rows=computed)

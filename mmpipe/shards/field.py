@@ -1,14 +1,14 @@
 """What one field of a snapshot holds, and how its values become an Arrow array and come back as numpy.
 
-| kind     | a row's value                       | Arrow type                         | read back as                      |
-|----------|-------------------------------------|------------------------------------|-----------------------------------|
-| tensor   | array of one shape                  | fixed_shape_tensor                 | [n, *shape]                       |
-| ragged   | array, first dimension varies       | large_list of the flattened values | n arrays [length_i, *shape]       |
-| scalar   | int, float or bool                  | int64, float32, float64, bool      | [n]                               |
-| string   | str                                 | large_string                       | n strings                         |
-| label    | one word of the vocabulary          | int32 index                        | int64 [n]                         |
-| labels   | several words of the vocabulary     | list of int32 indices              | uint8 [n, words], 1 where present |
-| binary   | bytes of an encoded medium          | large_binary                       | n bytes objects                   |
+| kind   | a row's value                     | Arrow type                         | read back as                      |
+|--------|-----------------------------------|------------------------------------|-----------------------------------|
+| tensor | array of one shape                | fixed_shape_tensor                 | [n, *shape]                       |
+| ragged | array, first dimension varies     | large_list of the flattened values | n arrays [length_i, *shape]       |
+| scalar | int, float or bool                | int64, float32, float64, bool      | [n]                               |
+| string | str                               | large_string                       | n strings                         |
+| label  | one word of the vocabulary        | int32 index                        | int64 [n]                         |
+| labels | several words of the vocabulary   | list of int32 indices              | uint8 [n, words], 1 where present |
+| binary | bytes of an encoded medium        | large_binary                       | n bytes objects                   |
 
 A null stays a null in Arrow; reading gives zeros, '' or b'' in its place and False in the validity mask.
 """
@@ -63,7 +63,9 @@ class Field:
         if self.name.startswith('_') or not self.name:
             raise FieldError(f"field '{self.name}': names are not empty and do not start with '_'; choose another name")
         if self.kind not in KINDS:
-            raise FieldError(f"field '{self.name}' has the unknown kind '{self.kind}'; one of {', '.join(KINDS)} is meant")
+            raise FieldError(
+                f"field '{self.name}' has the unknown kind '{self.kind}'; one of {', '.join(KINDS)} is meant"
+            )
         fixed = {'string': 'str', 'label': 'int64', 'labels': 'uint8', 'binary': 'bytes'}.get(self.kind)
         if fixed is not None:
             object.__setattr__(self, 'dtype', fixed)
@@ -181,10 +183,14 @@ def _encode_arrays(field: Field, values: Sequence[Any], row: Any) -> pa.Array:
         shape = array.shape[1:] if field.kind == 'ragged' else array.shape
         if shape != rest or array.dtype != dtype or (field.kind == 'ragged' and array.ndim == 0):
             wanted = ['*', *rest] if field.kind == 'ragged' else list(rest)
+            move = 'Resize or pad it in the computed column'
+            if array.dtype != dtype:
+                move = f'Cast it to {dtype.name} in the computed column'
+            elif field.kind == 'tensor' and shape[1:] == rest[1:]:
+                move += ', or declare the field with mm.field.ragged()'
             raise FieldError(
-                f"field '{field.name}' holds {dtype.name} arrays of shape {wanted}, but {row(i)} has {array.dtype.name} "
-                f'{list(array.shape)}. Resize or pad it in the computed column, '
-                + ('or cast it.' if field.kind == 'ragged' else 'or declare the field with mm.field.ragged().')
+                f"field '{field.name}' holds {dtype.name} arrays of shape {wanted}, "
+                f'but {row(i)} has {array.dtype.name} {list(array.shape)}. {move}.'
             )
     if field.kind == 'tensor':
         size = math.prod(field.shape)
@@ -212,12 +218,14 @@ def _encode_words(field: Field, values: Sequence[Any], row: Any) -> pa.Array:
         words = [value] if field.kind == 'label' else value
         if not isinstance(words, (list, tuple)) or not all(isinstance(word, str) for word in words):
             wanted = 'a string' if field.kind == 'label' else 'a list of strings'
-            raise LabelError(f"field '{field.name}' holds {value!r:.60} in {row(i)}, and it wants {wanted}. Correct the row.")
+            raise LabelError(
+                f"field '{field.name}' holds {value!r:.60} in {row(i)}, and it wants {wanted}. Correct the row."
+            )
         for word in words:
             if word not in index:
                 raise LabelError(
                     f"label {word!r:.60} of field '{field.name}' in {row(i)} is not in its vocabulary "
-                    f'({", ".join(field.vocabulary or ())[:120]}). Correct the label, or declare the vocabulary with it.'
+                    f'({", ".join(field.vocabulary or ()):.120}). Correct the label, or declare the vocabulary with it.'
                 )
         coded.append(index[value] if field.kind == 'label' else sorted({index[word] for word in words}))
     return pa.array(coded, type=pa.int32() if field.kind == 'label' else pa.list_(pa.int32()))

@@ -6,8 +6,8 @@
     root/masks/<sha>.arrow         dropped rows: block, row
     root/shards/<sha>.arrow        the data
 
-A *block* is a run of rows; its fields may lie in several shards (a field added later gets a shard of its own beside the others).
-Sample order is block order, then row order. Everything but LATEST is immutable and named by its content.
+A *block* is a run of rows; its fields may lie in several shards (a field added later gets a shard of its own beside
+the others). Sample order is block order, then row order. Everything but LATEST is immutable and named by its content.
 """
 
 from __future__ import annotations
@@ -30,14 +30,16 @@ from mmpipe.shards.field import Field
 FORMAT = 'mmpipe-shards'
 VERSION = 1
 
-SHARD_LIST = pa.schema([
-    ('block', pa.int64()),
-    ('path', pa.string()),
-    ('fields', pa.list_(pa.string())),
-    ('rows', pa.int64()),
-    ('bytes', pa.int64()),
-    ('sha256', pa.string()),
-])
+SHARD_LIST = pa.schema(
+    [
+        ('block', pa.int64()),
+        ('path', pa.string()),
+        ('fields', pa.list_(pa.string())),
+        ('rows', pa.int64()),
+        ('bytes', pa.int64()),
+        ('sha256', pa.string()),
+    ]
+)
 DROPPED_LIST = pa.schema([('block', pa.int64()), ('row', pa.int64())])
 
 
@@ -197,7 +199,9 @@ def load(root: Path, identity: str | None = None) -> Manifest:
         have = ', '.join(sorted(p.stem for p in (root / 'manifests').glob('*.json'))) or 'none'
         raise ShardError(f"no snapshot '{identity}' in '{root}'; there: {have}") from None
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ShardError(f"'{path}' is not a manifest ({error}). Restore the file, or open an older snapshot by id.") from None
+        raise ShardError(
+            f"'{path}' is not a manifest ({error}). Restore the file, or open an older snapshot by id."
+        ) from None
     if sha256_of(json.dumps(head, sort_keys=True).encode()) != checksum:
         raise ShardError(f"'{path}' does not match its checksum. Restore the file, or open an older snapshot by id.")
     if head['format'] != FORMAT or head['version'] != VERSION:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,9 @@ def open_snapshot(root: str | Path, id: str | None = None) -> Snapshot:
     mmpipe.errors.ShardError: no snapshot in 'nowhere'. Write one with mm.snapshot(...) or `mmpipe snapshot`.
     """
     if '://' in str(root):
-        raise ConfigError(f"'{root}': this version reads snapshots from local directories only; copy it to a disk first")
+        raise ConfigError(
+            f"'{root}': this version reads snapshots from local directories only; copy it to a disk first"
+        )
     return Snapshot(str(root), manifests.load(Path(root), id))
 
 
@@ -157,7 +160,8 @@ class Rows:
         return self.snapshot.fields
 
     @cached_property
-    def _places(self) -> np.ndarray:
+    def places(self) -> np.ndarray:
+        """Where the rows lie: int64 `[n, 2]` of block and row."""
         return self.snapshot._live[self.index]
 
     @cached_property
@@ -173,8 +177,18 @@ class Rows:
     def system(self, name: str) -> np.ndarray:
         """One of the columns mmpipe keeps beside the fields: `_key`, `_hash`, `_split`, `_rowid`, `_digest.<field>`."""
         out = np.empty(len(self), dtype=np.uint64 if name == '_hash' else object)
-        for block, where in self._by_block(self._places):
-            out[where] = self.snapshot._array(block, name).to_numpy(zero_copy_only=False)[self._places[where, 1]]
+        for block, where in self._by_block(self.places):
+            chosen = self.snapshot._array(block, name).take(pa.array(self.places[where, 1]))
+            out[where] = chosen.to_numpy(zero_copy_only=False)
+        return out
+
+    def among(self, name: str, values: Sequence[str]) -> np.ndarray:
+        """Mask of the rows whose system column `name` holds one of `values`: bool `[n]`."""
+        out = np.zeros(len(self), dtype=bool)
+        wanted = pa.array(values, type=pa.large_string())
+        for block, where in self._by_block(self.places):
+            chosen = self.snapshot._array(block, name).take(pa.array(self.places[where, 1]))
+            out[where] = pc.is_in(chosen.cast(pa.large_string()), value_set=wanted).to_numpy(zero_copy_only=False)
         return out
 
     @staticmethod
@@ -228,7 +242,7 @@ class Rows:
             DataError: no such field.
         """
         field = self._field(name)
-        places = self._places if indices is None else self._places[_positions(indices)]
+        places = self.places if indices is None else self.places[_positions(indices)]
         valid = np.ones(len(places), dtype=bool)
         dense = {'tensor': field.shape, 'label': (), 'scalar': (), 'labels': (len(field.vocabulary or ()),)}
         blocks = self._by_block(places)
@@ -258,13 +272,3 @@ class Rows:
 def _positions(indices: Any) -> np.ndarray:
     array = np.asarray(indices)
     return array if array.dtype == bool else array.astype(np.int64, copy=False)
-
-
-def count_by(values: np.ndarray) -> dict[str, int]:
-    """How often each string occurs, sorted by name.
-
-    >>> count_by(np.array(['train', 'val', 'train'], dtype=object))
-    {'train': 2, 'val': 1}
-    """
-    counted = pc.value_counts(pa.array(values.tolist(), type=pa.string())).to_pylist()
-    return {item['values']: item['counts'] for item in sorted(counted, key=lambda item: item['values'])}

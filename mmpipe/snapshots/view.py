@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from mmpipe.errors import SchemaError, SnapshotError, SourceChangedError
+from mmpipe.errors import SchemaError, SnapshotError
 from mmpipe.snapshots.field import FieldSpec, as_spec
-from mmpipe.sources.ingest import ORIGIN
-from mmpipe.sources.media import digest_file, stamp
+from mmpipe.sources.origin import ORIGIN
 from mmpipe.store import (
     Rowid,
     Vector,
     base_of,
     changes_since,
     column_types,
+    computed_columns,
     lineage,
     media_columns,
     path_of,
-    primary_key,
     rowid_width,
     start,
     table_of,
@@ -39,7 +37,9 @@ class TrainingView:
         specs: the fields.
         split: expression that gives each row's split; None for no splits.
         pooled: component views whose rows pooled fields aggregate, by path.
-        media: base media columns that some field reads, directly or through computed columns.
+        media: base media columns that some field reads, directly or through computed columns, and whose files are
+            recorded; none for a table that `mm.ingest` did not fill.
+        computed: names of the stored computed columns of the table and its bases.
     """
 
     table: Any
@@ -48,6 +48,7 @@ class TrainingView:
     split: Any
     pooled: Mapping[str, Any]
     media: tuple[str, ...]
+    computed: frozenset[str] = frozenset()
 
     def vectors(self) -> dict[str, Vector]:
         """Version vectors of every table read, by path."""
@@ -58,16 +59,14 @@ class TrainingView:
         fields = {}
         for name, spec in self.specs.items():
             over = self.pooled[pooled_path(self.pooled, spec)] if spec.pooled else self.table
-            columns = {
-                column: [md['defined_in'], md['computed_with'], md['version_added']]
-                for column, md in sorted(lineage(over, spec.expression).items())
-            }
-            fields[name] = {**spec.identity(), 'columns': columns}
-        where = getattr(self.query, 'where_clause', None)
+            fields[name] = {**spec.identity(), 'columns': _columns(over, spec.expression)}
+        choices = {'filter': getattr(self.query, 'where_clause', None), 'split': self.split}
         return {
             'table': path_of(self.table),
-            'filter': None if where is None else str(where),
-            'split': None if self.split is None else str(self.split),
+            **{
+                name: None if choice is None else {'expression': str(choice), 'columns': _columns(self.table, choice)}
+                for name, choice in choices.items()
+            },
             'fields': fields,
         }
 
@@ -91,6 +90,14 @@ class TrainingView:
         return sorted(upserts), sorted(set(changes.deleted) - upserts)
 
 
+def _columns(table: Any, expression: Any) -> dict[str, list[Any]]:
+    """The columns behind an expression: a column added in place leaves no mark on the rows, only here."""
+    return {
+        column: [md['defined_in'], md['computed_with'], md['version_added']]
+        for column, md in sorted(lineage(table, expression).items())
+    }
+
+
 def training_view(query: Any, fields: Mapping[str, Any], split: Any) -> TrainingView:
     """Check a query and its fields.
 
@@ -104,7 +111,9 @@ def training_view(query: Any, fields: Mapping[str, Any], split: Any) -> Training
 
     if isinstance(query, ModelQuery):
         table_of(query.model_cls)  # raises for a class that is not bound
-        raise SchemaError(f'this query was made before {query.model_cls.__name__} was bound to its table: make it after mm.apply')
+        raise SchemaError(
+            f'this query was made before {query.model_cls.__name__} was bound to its table: make it after mm.apply'
+        )
     if isinstance(query, pxt.Query):
         clauses = ('select_list', 'group_by_clause', 'order_by_clause', 'limit_val', 'offset_val', 'sample_clause')
         used = [clause for clause in clauses if getattr(query, clause) is not None]
@@ -116,14 +125,18 @@ def training_view(query: Any, fields: Mapping[str, Any], split: Any) -> Training
     else:
         query = table = table_of(query)
     if not fields:
-        raise SnapshotError('a snapshot without fields holds nothing: fields={"photo": mm.field.image(Items.photo, size=128)}')
+        raise SnapshotError(
+            'a snapshot without fields holds nothing: fields={"photo": mm.field.image(Items.photo, size=128)}'
+        )
     specs = {name: as_spec(name, value) for name, value in fields.items()}
     visible = {entry[0] for entry in version_vector(table)}
     pooled: dict[str, Any] = {}
     media: set[str] = set()
     for name, spec in specs.items():
         if not isinstance(spec.expression, Expr):
-            raise SnapshotError(f"field '{name}' is {spec.expression!r:.60}, not a Pixeltable expression over bound tables")
+            raise SnapshotError(
+                f"field '{name}' is {spec.expression!r:.60}, not a Pixeltable expression over bound tables"
+            )
         refs = list(spec.expression.subexprs(ColumnRef))
         over = table
         if spec.pooled:
@@ -137,7 +150,21 @@ def training_view(query: Any, fields: Mapping[str, Any], split: Any) -> Training
         media |= set(lineage(over, spec.expression)) & set(media_columns(base_of(table)))
     if split is None and 'split' in table._get_schema():
         split = table.split
-    return TrainingView(table=table, query=query, specs=specs, split=split, pooled=pooled, media=tuple(sorted(media)))
+    if split is not None and not (isinstance(split, Expr) and split.col_type.is_string_type()):
+        kind = split.col_type if isinstance(split, Expr) else type(split).__name__
+        raise SnapshotError(
+            f"the split of '{path_of(table)}' is {kind}, and it wants a string expression: split=split_of(...) or a column"
+        )
+    base, types = base_of(table), column_types(base_of(table))
+    filled = ORIGIN in types and types[ORIGIN].is_json_type()
+    failing, each = set(computed_columns(base)), table
+    while each is not None:
+        failing |= set(computed_columns(each))
+        each = each.get_base_table()
+    return TrainingView(
+        table=table, query=query, specs=specs, split=split, pooled=pooled, media=tuple(sorted(media)) if filled else (),
+        computed=frozenset(failing),
+    )  # fmt: skip
 
 
 def _component_view(name: str, refs: list[Any], table: Any) -> Any:
@@ -166,41 +193,3 @@ def pooled_path(pooled: Mapping[str, Any], spec: FieldSpec) -> str:
 
     owners = {str(ref.col_md.tbl_id) for ref in spec.expression.subexprs(ColumnRef)}
     return next(path for path, table in pooled.items() if str(table._tbl_path.tbl_id) in owners)
-
-
-def check_sources(view: TrainingView, rows: Mapping[str, Mapping[str, Any] | None]) -> None:
-    """Refuse rows whose files are not what was ingested.
-
-    Args:
-        view: the training view.
-        rows: row key to the row's `origin`.
-
-    Raises:
-        SourceChangedError: a file is gone or holds other bytes; names the rows and files.
-    """
-    changed = []
-    for key, origin in rows.items():
-        for column, item in ((origin or {}).get('media') or {}).items():
-            if column not in view.media:
-                continue
-            path = Path(item['path'])
-            if not path.exists():
-                changed.append(f"row '{key}', column {column}: '{path}' is gone")
-            elif stamp(path) != item['stamp'] and digest_file(path) != item['digest']:
-                changed.append(f"row '{key}', column {column}: '{path}' has other content than when it was ingested")
-    if changed:
-        more = f' and {len(changed) - 3} more' if len(changed) > 3 else ''
-        raise SourceChangedError(
-            f"'{path_of(view.table)}': {'; '.join(changed[:3])}{more}. Run `mmpipe ingest` again, then the snapshot."
-        )
-
-
-def has_origin(view: TrainingView) -> bool:
-    """Whether rows record their files, which only tables filled by `mm.ingest` do."""
-    return ORIGIN in column_types(base_of(view.table))
-
-
-def key_names(view: TrainingView) -> list[str]:
-    """Primary key columns of the base table."""
-    return primary_key(view.table)
-

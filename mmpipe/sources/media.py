@@ -1,4 +1,4 @@
-"""Open a medium before it is inserted: Pixeltable loses the path of a corrupt one, and a missing one stops its insert."""
+"""Open a medium before it is inserted: Pixeltable loses the path of a corrupt one, and a missing one stops it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any
 
 from mmpipe.errors import BadInputError
 
-MAX_PIXELS = 178_956_970  # twice PIL.Image.MAX_IMAGE_PIXELS (89,478,485): where PIL itself raises DecompressionBombError
+MAX_PIXELS = (
+    178_956_970  # twice PIL.Image.MAX_IMAGE_PIXELS (89,478,485): where PIL itself raises DecompressionBombError
+)
 MAX_DECODED_AUDIO_S = 6 * 3600
 IMAGE_MODES = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'CMYK', 'YCbCr', 'HSV', 'I;16', 'I;16B', 'I;16L', 'I')
 
@@ -35,7 +37,12 @@ def check(path: Path, kind: str) -> None:
     checks: dict[str, Callable[[Path], None]] = {
         'image': _check_image, 'video': _check_video, 'audio': _check_audio, 'document': _check_document,
     }  # fmt: skip
-    checks[kind](path)
+    try:
+        checks[kind](path)
+    except BadInputError:
+        raise
+    except Exception as error:  # decoders raise anything on damaged bytes: KeyError, struct.error, ...
+        raise BadInputError(f'is damaged ({type(error).__name__}: {error}): replace it') from error
 
 
 def _check_image(path: Path) -> None:
@@ -47,8 +54,8 @@ def _check_image(path: Path) -> None:
             with Image.open(path) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise BadInputError(
-                        f'is a decompression bomb: {image.width}x{image.height} pixels, at most {MAX_PIXELS:,} are read. '
-                        f'Scale it down'
+                        f'is a decompression bomb: {image.width}x{image.height} pixels, and at most {MAX_PIXELS:,} '
+                        f'are read. Scale it down'
                     )
                 if image.mode not in IMAGE_MODES:
                     raise BadInputError(
@@ -139,7 +146,9 @@ def _check_document(path: Path) -> None:
             with pdfium_lock:
                 _open_pdf(pypdfium2, path)
         except pypdfium2.PdfiumError as error:
-            raise BadInputError(f'is a PDF that cannot be opened ({error}): replace it, or remove its password') from None
+            raise BadInputError(
+                f'is a PDF that cannot be opened ({error}): replace it, or remove its password'
+            ) from None
         return
     if path.suffix.lower() == '.pdf':
         raise BadInputError('ends in .pdf but is no PDF: replace or rename it')

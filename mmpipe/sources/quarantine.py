@@ -19,7 +19,7 @@ def _table(*, create: bool) -> Any:
     table = pxt.get_table(TABLE, if_not_exists='ignore')
     if table is None and create:
         pxt.create_dir(DIRECTORY, if_exists='ignore')
-        schema = {'id': {'type': pxt.String, 'primary_key': True}, **{name: pxt.String for name in COLUMNS}}
+        schema = {'id': {'type': pxt.String, 'primary_key': True}, **dict.fromkeys(COLUMNS, pxt.String)}
         table = pxt.create_table(TABLE, schema, if_exists='ignore')
     return table
 
@@ -41,6 +41,11 @@ def quarantined(table: Any = None) -> list[dict[str, str]]:
     return sorted((dict(row) for row in found), key=lambda row: (row['table_path'], row['place'], row['column_name']))
 
 
+def _storable(text: str) -> str:
+    """Text as Postgres takes it: a file name may hold bytes that are no UTF-8, a row anything."""
+    return text.encode('utf-8', 'backslashreplace').decode().replace('\x00', '\\x00')
+
+
 def settle(table: Any, source: str, bad: Sequence[Bad]) -> int:
     """Make the quarantine of one source exactly `bad`: new entries go in, mended ones go out.
 
@@ -49,8 +54,10 @@ def settle(table: Any, source: str, bad: Sequence[Bad]) -> int:
     """
     path = path_of(table)
     wanted = {}
+    source = _storable(source)
     for entry in bad:
-        values = (path, source, entry.place, entry.key, entry.column, entry.path, entry.reason)
+        parts = (entry.place, entry.key, entry.column, entry.path, entry.reason)
+        values = (path, source, *(_storable(part) for part in parts))
         identity = hashlib.blake2b('\x00'.join(values[:5]).encode(), digest_size=16).hexdigest()
         wanted[identity] = {'id': identity, **dict(zip(COLUMNS, values, strict=True))}
     store = _table(create=bool(wanted))

@@ -7,11 +7,13 @@ import glob
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmpipe.errors import SourceError
@@ -41,7 +43,7 @@ def rows(manifest: str | Path, *, root: str | Path | None = None) -> Rows:
         raise SourceError(f"there is no file '{manifest}'. Give the path of a CSV, JSON-lines or Parquet file.")
     if path.suffix.lower() not in MANIFESTS:
         raise SourceError(f"'{manifest}' ends in '{path.suffix}'; a manifest ends in {', '.join(MANIFESTS)}")
-    return Rows(path=path, root=Path(root or path.parent).resolve())
+    return Rows(path=path.resolve(), root=Path(root or path.parent).resolve())
 
 
 def files(
@@ -58,7 +60,8 @@ def files(
         pattern: a folder (all files below it) or a glob such as 'photos/**/*.jpg'.
         column: the media column the file goes into; may be left out when the table has one media column.
         metadata: CSV, JSON-lines or Parquet file with further columns, one row per file.
-        on: the metadata column that holds the file's path below the folder, or just its name.
+        on: the metadata column that holds the file's path below the folder, or just its name. Other media columns of
+            the metadata hold paths below the folder too.
         values: function from the file's path below the folder to further columns, such as its parent's name.
 
     Raises:
@@ -69,6 +72,7 @@ def files(
     """
     text = str(pattern)
     magic = next((i for i, part in enumerate(Path(text).parts) if glob.has_magic(part)), None)
+    magic = None if Path(text).is_dir() else magic  # a folder may be called 'photos [1]'
     root = Path(text) if magic is None else Path(*Path(text).parts[:magic])
     if not root.is_dir():
         raise SourceError(f"there is no folder '{root}'. Give a folder, or a glob such as 'photos/**/*.jpg'.")
@@ -97,7 +101,7 @@ class Rows:
     def total(self) -> int | None:
         """Rows of the file, as far as that is cheap to know."""
         if self.path.suffix.lower() == '.parquet':
-            return pq.ParquetFile(self.path).metadata.num_rows
+            return self._parquet_file().metadata.num_rows
         with self.path.open('rb') as file:
             lines = sum(1 for _ in file)
         return max(lines - 1, 0) if self.path.suffix.lower() == '.csv' else lines
@@ -105,26 +109,12 @@ class Rows:
     def records(self, *, key: list[str], media: Mapping[str, str]) -> Iterator[Record | Bad]:
         """The rows; see `Source.records`."""
         for place, row in self.raw():
-            if isinstance(row, Bad):
-                yield row
-                continue
-            paths: dict[str, Path | None] = {}
-            values: dict[str, Any] = {}
-            bad: Bad | None = None
-            for column, value in row.items():
-                if column not in media:
-                    values[column] = value
-                elif value in (None, ''):
-                    paths[column] = None
-                else:
-                    if '://' in str(value):
-                        bad = Bad(place=place, column=column, path=str(value), reason='is a URL: download it first')
-                    else:
-                        paths[column] = self.root / str(value)
-            if bad is not None:
-                yield Bad(place=bad.place, column=bad.column, path=bad.path, reason=bad.reason, key=_key_text(values, key))
-            else:
-                yield Record(place=place, values=values, media=paths, root=self.root)
+            yield row if isinstance(row, Bad) else _record(place, row, key, media, root=self.root, text=self.is_text)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether every value is text."""
+        return self.path.suffix.lower() == '.csv'
 
     def raw(self) -> Iterator[tuple[str, dict[str, Any] | Bad]]:
         """(place, row) pairs, a `Bad` in place of a row that cannot be read."""
@@ -135,11 +125,18 @@ class Rows:
         # Bad bytes become lone surrogates, so that one bad row does not stop the file.
         with self.path.open(encoding='utf-8-sig', errors='surrogateescape', newline='') as file:
             reader = csv.reader(file)
-            header = next(reader, None)
+            try:
+                header = next(reader, None)
+            except csv.Error as error:
+                raise SourceError(f"'{self.path}' is not CSV ({error}); its first line names the columns") from error
+            if any(_has_surrogates(name) for name in header or []):
+                raise SourceError(f"the first line of '{self.path}' is not UTF-8: save the file as UTF-8")
             if not header:
                 raise SourceError(f"'{self.path}' is empty; its first line names the columns")
             if len(set(header)) != len(header) or not all(header):
-                raise SourceError(f"'{self.path}' names a column twice, or leaves one without a name: {', '.join(header)}")
+                raise SourceError(
+                    f"'{self.path}' names a column twice, or leaves one without a name: {', '.join(header)}"
+                )
             while True:
                 line = reader.line_num + 1
                 place = f'{self.path} line {line}'
@@ -153,14 +150,16 @@ class Rows:
                 if not fields:
                     continue
                 if len(fields) != len(header):
-                    first = fields[0][:60].encode(errors='replace').decode()
-                    reason = f'has {len(fields)} fields, the header has {len(header)}: correct the line (starts with {first!r})'
-                    yield place, Bad(place=place, reason=reason, key=first)
+                    start = _clean(fields[0])
+                    reason = f'has {len(fields)} fields, the header has {len(header)}: correct the line ({start!r}...)'
+                    if reader.line_num > line:
+                        reason += f'; it runs to line {reader.line_num}: is a quote not closed?'
+                    yield place, Bad(place=place, reason=reason)
                     continue
                 broken = [name for name, value in zip(header, fields, strict=True) if _has_surrogates(value)]
                 if broken:
-                    reason = 'is not UTF-8: save the file as UTF-8'
-                    yield place, Bad(place=place, column=broken[0], reason=reason, key=_clean(fields[0]))
+                    reason = f'is not UTF-8: save the file as UTF-8 (the line starts with {_clean(fields[0])!r})'
+                    yield place, Bad(place=place, column=broken[0], reason=reason)
                     continue
                 yield place, {n: (v if v != '' else None) for n, v in zip(header, fields, strict=True)}
 
@@ -183,10 +182,21 @@ class Rows:
 
     def _parquet(self) -> Iterator[tuple[str, dict[str, Any] | Bad]]:
         number = 0
-        for batch in pq.ParquetFile(self.path).iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                number += 1
-                yield f'{self.path} row {number}', row
+        try:
+            for batch in self._parquet_file().iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f'{self.path} row {number}', row
+        except pa.ArrowException as error:
+            raise SourceError(
+                f"'{self.path}' cannot be read behind row {number} ({error}): write the file again"
+            ) from error
+
+    def _parquet_file(self) -> pq.ParquetFile:
+        try:
+            return pq.ParquetFile(self.path)
+        except pa.ArrowException as error:
+            raise SourceError(f"'{self.path}' is not a Parquet file ({error}): write the file again") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +217,14 @@ class Files:
 
     def _paths(self) -> list[Path]:
         found = (Path(p) for p in glob.iglob(self.pattern, root_dir=self.root, recursive=True))
-        return sorted(p for p in found if (self.root / p).is_file() or (self.root / p).is_symlink())
+        own = None if self.metadata is None else self.metadata.path
+        # Links that lead nowhere stay in, to be reported; a link to a folder is no file.
+        files = (
+            p
+            for p in found
+            if (self.root / p).is_file() or ((self.root / p).is_symlink() and not (self.root / p).is_dir())
+        )
+        return sorted(p for p in files if self.root / p != own)
 
     def total(self) -> int | None:
         """Number of files."""
@@ -218,36 +235,80 @@ class Files:
         column = self.column
         if column is None:
             if len(media) != 1:
-                raise SourceError(f"the table has {len(media)} media columns ({', '.join(media)}): files(..., column=) says which")
+                raise SourceError(
+                    f'the table has {len(media)} media columns ({", ".join(media)}): files(..., column=) says which'
+                )
             column = next(iter(media))
         if column not in media:
-            raise SourceError(f"files(..., column='{column}'): the table's media columns are {', '.join(media) or 'none'}")
+            raise SourceError(
+                f"files(..., column='{column}'): the table's media columns are {', '.join(media) or 'none'}"
+            )
         if len(key) != 1:
             raise SourceError(f'files() makes a key of one column, the table has {len(key)}: use mm.sources.rows()')
-        extra: dict[str, dict[str, Any]] = {}
+        rows: dict[str, tuple[str, dict[str, Any]]] = {}
+        yield from self._metadata_rows(rows)
+        paths = self._paths()
+        names = Counter(path.name for path in paths)
         used: set[str] = set()
-        if self.metadata is not None:
-            for place, row in self.metadata.raw():
-                if isinstance(row, Bad):
-                    yield row
-                elif self.on not in row:
-                    raise SourceError(f"'{self.metadata.path}' has no column '{self.on}' that names the file: files(..., on=)")
-                else:
-                    extra[os.path.normpath(str(row[self.on]))] = row
-        for path in self._paths():
+        for path in paths:
             name = path.as_posix()
-            found = next((n for n in (os.path.normpath(name), path.name) if n in extra), None)
+            found = next((n for n in (os.path.normpath(name), path.name) if n in rows), None)
             values: dict[str, Any] = {}
             if found is not None:
                 used.add(found)
-                values = {k: v for k, v in extra[found].items() if k != self.on or k in key}
+                place, row = rows[found]
+                if found != os.path.normpath(name) and names[found] > 1:
+                    reason = f'shares its name with another file, and {place} gives no folder: write the path there'
+                    yield Bad(place=name, column=self.on, path=str(self.root / path), reason=reason)
+                    continue
+                values = {k: v for k, v in row.items() if k != self.on or k in key}
             if self.values is not None:
                 values.update(self.values(path))
             values.setdefault(key[0], short_key(name))
-            yield Record(place=name, values=values, media={column: self.root / path}, root=self.root)
-        for name in sorted(set(extra) - used):
-            place = str(self.metadata.path) if self.metadata is not None else ''
-            yield Bad(place=place, key=name, path=name, reason=f"names a file that is not in '{self.root}': add it, or drop the row")
+            values.pop(column, None)
+            text = self.metadata is not None and self.metadata.is_text
+            record = _record(name, values, key, media, root=self.root, text=text)
+            if isinstance(record, Record):
+                record = replace(record, media={**record.media, column: self.root / path})
+            yield record
+        for name in sorted(rows.keys() - used):
+            reason = f"names a file that is not in '{self.root}': add it, or drop the row"
+            yield Bad(place=rows[name][0], column=self.on, path=name, reason=reason)
+
+    def _metadata_rows(self, rows: dict[str, tuple[str, dict[str, Any]]]) -> Iterator[Bad]:
+        """Fill in place and row by file; yield the rows that cannot be used."""
+        for place, row in () if self.metadata is None else self.metadata.raw():
+            if isinstance(row, Bad):
+                yield row
+                continue
+            if self.on not in row:
+                raise SourceError(
+                    f"{place} has no column '{self.on}' that names the file: say which with files(..., on=)"
+                )
+            file = os.path.normpath(str(row[self.on] or ''))
+            if file == '.':
+                yield Bad(place=place, column=self.on, reason='names no file: fill it, or drop the row')
+            elif file in rows:
+                reason = f'names the same file as {rows[file][0]}: drop one of the rows'
+                yield Bad(place=place, column=self.on, path=file, reason=reason)
+            else:
+                rows[file] = (place, row)
+
+
+def _record(
+    place: str, row: Mapping[str, Any], key: list[str], media: Mapping[str, str], *, root: Path, text: bool
+) -> Record | Bad:
+    """A row of a manifest, its media columns taken as paths below the root."""
+    values = {name: value for name, value in row.items() if name not in media}
+    paths: dict[str, Path | None] = {}
+    for name in row.keys() & media.keys():
+        if '://' in str(row[name]):
+            key_text = '/'.join(str(values.get(part, '')) for part in key)
+            return Bad(
+                place=place, key=key_text, column=name, path=str(row[name]), reason='is a URL: download it first'
+            )
+        paths[name] = None if row[name] in (None, '') else root / str(row[name])
+    return Record(place=place, values=values, media=paths, root=root, text=text)
 
 
 def short_key(path: str) -> str:
@@ -268,7 +329,3 @@ def _has_surrogates(text: str) -> bool:
 
 def _clean(text: str) -> str:
     return text.encode('utf-8', 'replace').decode()[:60]
-
-
-def _key_text(values: Mapping[str, Any], key: list[str]) -> str:
-    return '/'.join(str(values.get(name, '')) for name in key)

@@ -17,12 +17,14 @@ class Record:
         values: column name to raw value; text from CSV is parsed by the type of its column.
         media: media column name to file; None where the row has no such file. A column that is left out keeps its file.
         root: directory that every media file has to lie in.
+        text: whether the values are text, as from CSV, in which JSON and arrays are spelled out.
     """
 
     place: str
     values: Mapping[str, Any]
     media: Mapping[str, Path | None] = field(default_factory=dict)
     root: Path
+    text: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import json
 import math
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 
 from mmpipe.errors import BadInputError
 
 TRUE, FALSE = ('true', '1', 'yes'), ('false', '0', 'no')
+INT64 = range(-(2**63), 2**63)
 
 
-def parse(value: Any, kind: Any) -> Any:
+def parse(value: Any, kind: Any, *, text: bool = True) -> Any:
     """A value as the column's type wants it.
 
     Args:
         value: text of a CSV field, or a JSON or Parquet value; None for null.
         kind: Pixeltable column type.
+        text: whether the value is text in which JSON and arrays are spelled out; otherwise a string is a JSON string.
 
     Returns:
-        A plain Python value (Pixeltable refuses numpy scalars).
+        A plain Python value (Pixeltable refuses numpy scalars); an array for array columns. A time without a zone is in
+        Pixeltable's default zone.
 
     Raises:
         BadInputError: text that is not of that type, NaN or infinity, or null where the column forbids it.
@@ -42,20 +46,24 @@ def parse(value: Any, kind: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     try:
-        return _parse(value, kind)
-    except (ValueError, TypeError) as error:
+        return _parse(value, kind, text)
+    except (ValueError, TypeError, OverflowError) as error:
         raise BadInputError(f'is {value!r:.60}, and the column holds {kind}: correct the value ({error})') from error
 
 
-def _parse(value: Any, kind: Any) -> Any:
+def _parse(value: Any, kind: Any, text: bool) -> Any:
     if kind.is_int_type():
         if isinstance(value, (bool, float)) and value != int(value):
             raise ValueError('not a whole number')
+        if int(value) not in INT64:
+            raise ValueError('beyond 64 bits')
         return int(value)
     if kind.is_float_type():
         number = float(value)
         if not math.isfinite(number):
-            raise BadInputError(f'is {"NaN" if math.isnan(number) else number}: leave the field empty where the value is missing')
+            raise BadInputError(
+                f'is {"NaN" if math.isnan(number) else number}: leave the field empty where the value is missing'
+            )
         return number
     if kind.is_bool_type():
         if isinstance(value, bool):
@@ -65,12 +73,35 @@ def _parse(value: Any, kind: Any) -> Any:
             raise ValueError(f'not one of {", ".join(TRUE + FALSE)}')
         return word in TRUE
     if kind.is_json_type():
-        return json.loads(value) if isinstance(value, str) else value
+        value = json.loads(value) if text and isinstance(value, str) else value
+        json.dumps(value, allow_nan=False)
+        return value
+    if kind.is_array_type():
+        listed = json.loads(value) if isinstance(value, str) else value
+        return np.asarray(listed, dtype=getattr(kind, 'numpy_dtype', None))
     if kind.is_timestamp_type():
-        return value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+        return _in_zone(value if isinstance(value, datetime) else datetime.fromisoformat(str(value)))
+    if kind.is_date_type():
+        return value if type(value) is date else date.fromisoformat(str(value))
+    if kind.is_uuid_type():
+        return value if isinstance(value, UUID) else UUID(str(value))
     if kind.is_string_type():
-        text = str(value)
-        if '\x00' in text:
-            raise ValueError('a NUL character, which Postgres cannot store')
-        return text
+        if isinstance(value, (list, dict, bytes)):
+            raise ValueError('not text')
+        return _storable(str(value))
     return value
+
+
+def _storable(text: str) -> str:
+    if '\x00' in text:
+        raise ValueError('a NUL character, which Postgres cannot store')
+    if any('\ud800' <= character <= '\udfff' for character in text):
+        raise ValueError('half of a surrogate pair, which is no character')
+    return text
+
+
+def _in_zone(time: datetime) -> datetime:
+    """Pixeltable gives times back with a zone; without one here, an unchanged time would look changed."""
+    from pixeltable.env import Env
+
+    return time if time.tzinfo is not None else time.replace(tzinfo=Env.get().default_time_zone)

@@ -3,7 +3,7 @@
 from mmpipe.store.engine import start, stop_postgres
 from mmpipe.store.feed import Changes, Rowid, Vector, changes_since, rowid_width, version_vector
 from mmpipe.store.lock import writer_lock
-from mmpipe.store.rows import pages, rowid_expressions, select_rows
+from mmpipe.store.rows import narrowed, pages, rowid_expressions, select_rows
 from mmpipe.store.tables import (
     base_of,
     cell_errors,
@@ -22,8 +22,9 @@ from mmpipe.store.tables import (
 from mmpipe.store.write import Written, delete_rows, replace_rows, rows_with_keys, update_rows
 
 __all__ = [
-    'Changes', 'Rowid', 'Vector', 'Written', 'base_of', 'cell_errors', 'changes_since', 'column_functions', 'column_types',
-    'computed_columns', 'delete_rows', 'lineage', 'media_columns', 'pages', 'path_of', 'primary_key', 'replace_rows', 'rowid_expressions', 'rowid_width',
-    'rows_with_keys', 'select_rows', 'start', 'stop_postgres', 'table_of', 'table_of_query', 'tables_in', 'update_rows',
-    'version_vector', 'views_of', 'writer_lock',
+    'Changes', 'Rowid', 'Vector', 'Written', 'base_of', 'cell_errors', 'changes_since', 'column_functions',
+    'column_types', 'computed_columns', 'delete_rows', 'lineage', 'media_columns', 'narrowed', 'pages', 'path_of',
+    'primary_key', 'replace_rows', 'rowid_expressions', 'rowid_width', 'rows_with_keys', 'select_rows', 'start',
+    'stop_postgres', 'table_of', 'table_of_query', 'tables_in', 'update_rows', 'version_vector', 'views_of',
+    'writer_lock',
 ]  # fmt: skip

@@ -11,8 +11,8 @@ import subprocess
 import threading
 from typing import Any
 
-from mmpipe.errors import StoreError
-from mmpipe.home import configure_pixeltable
+from mmpipe.errors import ConfigError, StoreError
+from mmpipe.home import configure_pixeltable, pixeltable_home
 
 # Every private name that mmpipe.store uses, as module:attribute path.
 INTERNALS = (
@@ -62,11 +62,16 @@ def start() -> Any:
         The `pixeltable` module.
 
     Raises:
-        ConfigError: the home cannot work (see `mmpipe.home.configure_pixeltable`).
+        ConfigError: the home cannot work (see `mmpipe.home.configure_pixeltable`), or Pixeltable runs on another one.
         StoreError: a Pixeltable whose internals differ, or a Postgres that does not start.
     """
     with _lock:
-        configure_pixeltable()
+        home, wanted = configure_pixeltable(), pixeltable_home()
+        if home.resolve() != wanted.resolve():
+            raise ConfigError(
+                f"Pixeltable already runs on '{home}' in this process, but this project's home is '{wanted}'. Import mmpipe "
+                f"before Pixeltable's first use, or set PIXELTABLE_HOME."
+            )
         import pixeltable as pxt
 
         check_internals()

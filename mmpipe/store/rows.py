@@ -39,7 +39,11 @@ def select_rows(
         return {}
     parts = rowid_expressions(table)
     wanted = set(rowids)
-    chosen = query.where(parts[0].isin(sorted({rowid[0] for rowid in rowids})))
+    bases = sorted({rowid[0] for rowid in rowids})
+    chosen = parts[0].isin(bases)
+    if len(bases) == 1 and len(parts) > 1 and not pooled:  # a long video has more frames than a page
+        chosen &= parts[1].isin(sorted({rowid[1] for rowid in rowids}))
+    chosen = narrowed(query, table, chosen)
     parts = parts[:1] if pooled else parts
     names = [f'mmpipe_rowid_{i}' for i in range(len(parts))]
     if pooled:
@@ -51,6 +55,12 @@ def select_rows(
         if rowid in wanted:
             found[rowid] = {name: row[name] for name in expressions}
     return found
+
+
+def narrowed(query: Any, table: Any, condition: Any) -> Any:
+    """A query over a table with one more condition; Pixeltable refuses a second `where`."""
+    clause = getattr(query, 'where_clause', None)
+    return table.where(condition if clause is None else clause & condition)
 
 
 def pages(rowids: Sequence[Rowid], size: int) -> Iterator[Sequence[Rowid]]:

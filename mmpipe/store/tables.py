@@ -21,7 +21,10 @@ def table_of(source: Any) -> Any:
     from pixeltable.catalog.model.definition import TableModelMeta
 
     if isinstance(source, str):
-        table = pxt.get_table(source, if_not_exists='ignore')
+        try:
+            table = pxt.get_table(source, if_not_exists='ignore')
+        except pxt.Error as error:
+            raise SchemaError(f"'{source}' is no table: {error} `mmpipe status` lists what there is.") from error
         if table is None:
             raise SchemaError(f"there is no table '{source}'. `mmpipe status` lists what there is.")
         return table
@@ -34,9 +37,7 @@ def table_of(source: Any) -> Any:
         return source.table
     if isinstance(source, pxt.Table):
         return source
-    raise SchemaError(
-        f'{source!r:.80} is not a table. Give a table class, a pxt.Table or a path like \'shop/products\'.'
-    )
+    raise SchemaError(f"{source!r:.80} is not a table. Give a table class, a pxt.Table or a path like 'shop/products'.")
 
 
 def table_of_query(query: Any) -> Any:
@@ -113,17 +114,23 @@ def cell_errors(table: Any, columns: list[str] | None = None, *, limit: int = 3)
         limit: how many messages to fetch per column.
 
     Returns:
-        Column name to (number of such cells, messages), for columns that have any.
+        Column name to (number of such cells, messages that name the row by its primary key), for columns that have any.
     """
     found = {}
+    keys = {f'key_{i}': getattr(table, key) for i, key in enumerate(primary_key(table))}
     for name in computed_columns(table) if columns is None else columns:
         column = getattr(table, name)
-        failed = table.where(column.errortype != None)
+        failed = table.where(column.errortype != None)  # noqa: E711 (Pixeltable overloads it)
         count = failed.count()
         if count:
-            rows = failed.select(type=column.errortype, text=column.errormsg).limit(limit).collect()
-            found[name] = (count, [f'{row["type"]}: {row["text"]}' for row in rows])
+            rows = failed.select(**keys, error=column.errortype, text=column.errormsg).limit(limit).collect()
+            found[name] = (count, [_cell_error(row, list(keys)) for row in rows])
     return found
+
+
+def _cell_error(row: Any, keys: list[str]) -> str:
+    text = f'{row["error"]}: {row["text"]}'
+    return f"row '{'/'.join(str(row[key]) for key in keys)}': {text}" if keys else text
 
 
 def lineage(table: Any, expression: Any) -> dict[str, dict[str, Any]]:

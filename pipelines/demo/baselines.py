@@ -13,7 +13,7 @@ import numpy as np
 from mmpipe.errors import require
 from mmpipe.shards import Rows, Snapshot
 from mmpipe.train import metrics
-from pipelines.demo.training import TASKS, fit
+from pipelines.demo.training import EPOCHS, TASKS, fit
 
 SEEDS = 3
 TEST_SHARE = 0.25
@@ -41,13 +41,15 @@ def grouped_splits(snapshot: Snapshot, seeds: int = SEEDS) -> Iterator[tuple[Row
 
 
 def compare(
-    snapshot: Snapshot, *, runs: str, progress: Callable[..., Any] | None = None
+    snapshot: Snapshot, *, runs: str, seeds: int = SEEDS, epochs: int | None = None, progress: Callable[..., Any] | None = None
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, dict[str, float]]]]:
     """The model and the baselines over several grouped splits.
 
     Args:
         snapshot: of `views.training_view`.
         runs: folder for the runs of this comparison.
+        seeds: how many splits.
+        epochs: of the model's training; its own number when None.
         progress: called with ('compare', done, total, 'fits').
 
     Returns:
@@ -55,14 +57,14 @@ def compare(
     """
     model: dict[str, list[float]] = {task: [] for task in TASKS}
     probes: dict[str, dict[str, list[float]]] = {task: {} for task in TASKS}
-    total = SEEDS * 2
-    for seed, (train, test) in enumerate(grouped_splits(snapshot)):
+    total = seeds * 2
+    for seed, (train, test) in enumerate(grouped_splits(snapshot, seeds)):
         for task, by_name in baselines(train, test).items():
             for name, value in by_name.items():
                 probes[task].setdefault(name, []).append(value)
         if progress is not None:
             progress('compare', 2 * seed + 1, total, 'fits')
-        run = fit(train, test, seed=seed, name='demo-compare', runs=runs)
+        run = fit(train, test, seed=seed, epochs=epochs or EPOCHS, name='demo-compare', runs=runs)
         for task, metric in TASKS.items():
             model[task].append(run.metrics[task][metric])
         if progress is not None:

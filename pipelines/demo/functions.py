@@ -9,7 +9,6 @@ import pixeltable as pxt
 
 from mmpipe.functions import counted
 
-
 EDITORS = ('inkscape', 'sodipodi', 'illustrator', 'other')
 
 

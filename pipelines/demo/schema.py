@@ -6,10 +6,10 @@ Plain Pixeltable. `pxt schema diff pipelines/demo/schema.py demo` reads this fil
 from __future__ import annotations
 
 import pixeltable as pxt
+from pixeltable.functions.video import frame_iterator
 
 from mmpipe.functions import document_chunks, embed_frame, embed_image, embed_passage, embed_text, log_mel, split_of
 from pipelines.demo.functions import facts, words
-from pixeltable.functions.video import frame_iterator
 
 Tables = pxt.model_base()
 
@@ -36,7 +36,7 @@ class Items(Tables, name='items'):
     split = split_of(group, val=0.15, test=0.2)
     photo_vector = embed_image(photo, size=160)
     caption_vector = embed_text(caption)
-    speech_mel = log_mel(speech, seconds=2.0, n_mels=40)
+    speech_mel = log_mel(speech, seconds=1.5, n_mels=32)
     facts = facts(width, height, png_bytes, editor, uploaded)
     words = words(keywords)
 

@@ -11,7 +11,6 @@ from mmpipe.functions import mean_pool
 from pipelines.demo.folder import MediaFolder
 from pipelines.demo.schema import Frames, Items, Labelled, Pages
 
-
 CATEGORIES = ('boat', 'bug', 'dessert', 'flag', 'hardware', 'mammal', 'plant', 'vehicle')
 
 

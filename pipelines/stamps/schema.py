@@ -8,7 +8,7 @@ from __future__ import annotations
 import pixeltable as pxt
 
 from mmpipe.functions import embed_image, embed_text, log_mel, split_of
-from pipelines.stamps.functions import rules, series, unnamed
+from pipelines.stamps.functions import bands, rules, series, unnamed
 
 Tables = pxt.model_base()
 
@@ -31,4 +31,5 @@ class Stamps(Tables, name='stamps'):
     photo_vector = embed_image(photo, size=160, fit='pad')
     caption_vector = embed_text(unnamed(caption))
     speech_mel = log_mel(speech, seconds=2.0, n_mels=40)
+    speech_bands = bands(speech_mel)
     rules = rules(dat)

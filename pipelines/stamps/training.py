@@ -30,7 +30,7 @@ def build_model(*, category: int, kind: int, rules: int, language: int) -> mm.Mu
             'photo': mm.encoders.image(16, width=8),
             'photo_vector': mm.encoders.vector(1280, 128, dropout=0.3),
             'caption_vector': mm.encoders.vector(256, 64, dropout=0.3),
-            'speech_mel': mm.encoders.spectrogram(40, 64, width=6),
+            'speech_bands': mm.encoders.vector(80, 64),
         },
         tasks=[
             mm.classification('category', category),

@@ -152,7 +152,7 @@ def training_view() -> dict[str, Any]:
             'photo': mm.field.image(Stamps.photo, size=64, fit='pad'),
             'photo_vector': Stamps.photo_vector,
             'caption_vector': Stamps.caption_vector,
-            'speech_mel': Stamps.speech_mel,
+            'speech_bands': Stamps.speech_bands,
             'series': Stamps.series,
             'category': mm.field.label(Stamps.category),
             'kind': mm.field.label(Stamps.kind),

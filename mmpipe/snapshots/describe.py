@@ -1,0 +1,83 @@
+"""What the fields of a snapshot hold: settled from types, first values and the one before; vocabularies only grow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from mmpipe.errors import LabelError
+from mmpipe.shards import Field, Snapshot
+from mmpipe.snapshots.field import FieldSpec, resolve
+from mmpipe.snapshots.view import TrainingView, pooled_path
+from mmpipe.store import Rowid, narrowed, pages, select_rows
+
+
+def describe(view: TrainingView, previous: Snapshot | None) -> tuple[dict[str, FieldSpec], list[Field]]:
+    """Settle each field's kind, shape and dtype, from its type or from the first value there is."""
+    specs, described = {}, []
+    for name, spec in view.specs.items():
+        example = None
+        kind = spec.expression.col_type
+        before = previous.fields.get(name) if previous is not None else None
+        if kind.is_array_type() and (kind.shape is None or any(n is None for n in kind.shape)):
+            example = _example(view, spec)
+            if example is None and before is not None and before.kind in ('tensor', 'ragged'):
+                shape = before.shape if before.kind == 'tensor' else (0, *before.shape)
+                example = np.zeros(shape, dtype=before.dtype)
+        specs[name], item = resolve(name, spec, example)
+        if before is not None and item.vocabulary is not None and spec.vocabulary is None:
+            item = replace(item, vocabulary=before.vocabulary or ())
+        described.append(item)
+    return specs, described
+
+
+def _example(view: TrainingView, spec: FieldSpec) -> Any:
+    """The first value of an array expression that is not null; of a pooled one, a value that is aggregated."""
+    table = view.pooled[pooled_path(view.pooled, spec)] if spec.pooled else view.table
+    value = spec.expression.components[0] if spec.pooled else spec.expression
+    present = narrowed(table if spec.pooled else view.query, table, value != None)  # noqa: E711 (Pixeltable overloads it)
+    found = present.select(value=value).limit(1).collect()
+    return found[0]['value'] if len(found) else None
+
+
+def same_layout(previous: Snapshot, described: Sequence[Field]) -> bool:
+    """Whether new rows can stand beside the old ones: same fields; a vocabulary may have grown at its end."""
+    if list(previous.fields) != [item.name for item in described]:
+        return False
+    for item in described:
+        old = previous.fields[item.name]
+        if (old.kind, old.dtype, old.shape) != (item.kind, item.dtype, item.shape):
+            return False
+        if old.vocabulary is not None and (item.vocabulary or ())[: len(old.vocabulary)] != old.vocabulary:
+            return False
+    return True
+
+
+def grow_vocabularies(
+    view: TrainingView, specs: Mapping[str, FieldSpec], described: list[Field], upserts: Sequence[Rowid], page_rows: int
+) -> list[Field]:
+    """Append the words that new rows bring: those of the training split first, each group in alphabetical order."""
+    open_fields = [f for f in described if f.vocabulary is not None and specs[f.name].vocabulary is None]
+    if not open_fields or not upserts:
+        return described
+    seen: dict[str, dict[bool, set[str]]] = {f.name: {True: set(), False: set()} for f in open_fields}
+    expressions = {f'v{i}': specs[f.name].expression for i, f in enumerate(open_fields)}
+    if view.split is not None:
+        expressions['mmpipe_split'] = view.split
+    for page in pages(upserts, page_rows * 16):
+        for row in select_rows(view.query, view.table, page, expressions).values():
+            for i, item in enumerate(open_fields):
+                value = row[f'v{i}']
+                words = [] if value is None else [value] if item.kind == 'label' else value
+                if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+                    raise LabelError(
+                        f"field '{item.name}' holds {value!r:.60}, and labels are strings: correct the row"
+                    )
+                seen[item.name][row.get('mmpipe_split') == 'train'].update(words)
+    return [
+        f.grown(sorted(seen[f.name][True])).grown(sorted(seen[f.name][False])) if f.name in seen else f
+        for f in described
+    ]

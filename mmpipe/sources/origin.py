@@ -1,0 +1,94 @@
+"""Where a row's files come from: the record of path, digest and stamp that tells a changed file from an old one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmpipe.errors import BadInputError
+from mmpipe.sources import media as media_files
+
+ORIGIN = 'origin'
+"""Name of the JSON column with a row's files; written in the same transaction as the row."""
+
+Entry = dict[str, dict[str, Any]]
+"""Media column to {'path', 'digest', 'stamp'}."""
+
+
+def recorded(stored: Mapping[str, Any] | None) -> Entry:
+    """The files recorded in a stored row; empty where `mm.ingest` did not write it.
+
+    >>> recorded({'origin': None}), recorded(None)
+    ({}, {})
+    """
+    origin = (stored or {}).get(ORIGIN)
+    media = origin.get('media') if isinstance(origin, dict) else None
+    return media if isinstance(media, dict) else {}
+
+
+def inspect(files: Mapping[str, Path | None], known: Entry, kinds: Mapping[str, str], root: Path) -> Entry:
+    """Path, digest and stamp of each of a row's files; opened unless they are the recorded ones.
+
+    Args:
+        files: media column to file; None where there is none. Columns left out keep what is known.
+        known: what is recorded for the row.
+        kinds: media column to image, video, audio or document.
+        root: resolved directory that every file has to lie in.
+
+    Raises:
+        BadMedium: a file that cannot be taken.
+    """
+    found = {name: item for name, item in known.items() if name not in files}
+    for name, file in files.items():
+        if file is None:
+            continue
+        try:
+            found[name] = _look(file, known.get(name, {}), kinds[name], root)
+        except BadInputError as error:
+            raise BadMedium(name, file, str(error)) from error
+        except OSError as error:
+            raise BadMedium(
+                name, file, f'cannot be read ({error.strerror or error}): check path and permissions'
+            ) from error
+        except (RuntimeError, ValueError) as error:  # a loop of links; a character no path can have
+            raise BadMedium(name, file, f'is no path ({error}): correct it') from error
+    return found
+
+
+class BadMedium(BadInputError):
+    """A file that cannot be taken, with the column it is for."""
+
+    def __init__(self, column: str, file: Path, reason: str) -> None:
+        super().__init__(reason)
+        self.column, self.file = column, file
+
+
+def _look(file: Path, known: Mapping[str, Any], kind: str, root: Path) -> dict[str, Any]:
+    resolved = file.resolve()
+    if not resolved.is_relative_to(root):
+        raise BadInputError(f"lies outside '{root}': move it there, or give root=")
+    if not resolved.exists():
+        raise BadInputError('does not exist: add the file, or correct the path')
+    if not resolved.is_file():
+        raise BadInputError('is not a file: name a file')
+    now = media_files.stamp(resolved)
+    if known.get('path') == str(resolved) and known.get('stamp') == now:
+        return dict(known)
+    digest = media_files.digest_file(resolved)
+    if known.get('digest') != digest:
+        media_files.check(resolved, kind)
+    return {'path': str(resolved), 'digest': digest, 'stamp': now}
+
+
+def changed(entry: Entry, known: Entry) -> bool:
+    """Whether the row has to be replaced: other contents, or the file Pixeltable refers to is gone and lies elsewhere now.
+
+    >>> changed({'photo': {'path': '/a', 'digest': '1'}}, {})
+    True
+    """
+    if {name: item['digest'] for name, item in entry.items()} != {name: item['digest'] for name, item in known.items()}:
+        return True
+    return any(
+        item['path'] != known[name]['path'] and not Path(known[name]['path']).exists() for name, item in entry.items()
+    )

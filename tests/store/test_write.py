@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import media
+import pixeltable as pxt
+import pytest
+from schemas import media_table, numbers
+
+from mmpipe.errors import SchemaError, StoreError
+from mmpipe.store import (
+    cell_errors,
+    computed_columns,
+    delete_rows,
+    media_columns,
+    path_of,
+    primary_key,
+    replace_rows,
+    rows_with_keys,
+    table_of,
+    tables_in,
+    update_rows,
+    version_vector,
+    views_of,
+)
+
+
+def stored(table):
+    return {row['key']: row['x'] for row in table.select(table.key, table.x).collect()}
+
+
+def test_a_replacement_that_fails_leaves_the_old_rows_and_the_view(directory):
+    declared = numbers(directory)
+    table, words = declared.Numbers.table, declared.Words.table
+    table.insert([{'key': 'a', 'x': 1, 'text': 'one two'}])
+    before = version_vector(words)
+    with pytest.raises(RuntimeError, match='trap'):  # raised by the view's iterator, behind the delete
+        replace_rows(table, [{'key': 'a', 'x': 2, 'text': 'a trap'}], [('a',)])
+    assert stored(table) == {'a': 1}
+    assert sorted(row['word'] for row in words.select(words.word).collect()) == ['one', 'two']
+    assert version_vector(words) == before
+
+    written = replace_rows(table, [{'key': 'a', 'x': 2, 'text': 'three'}], [('a',)])
+    assert stored(table) == {'a': 2}
+    assert written.rows == 1
+    assert [row['word'] for row in words.select(words.word).collect()] == ['three']
+
+
+def test_a_duplicate_key_is_refused_and_nothing_is_written(directory):
+    table = numbers(directory).Numbers.table
+    table.insert([{'key': 'a', 'x': 1}])
+    with pytest.raises(StoreError):
+        replace_rows(table, [{'key': 'b', 'x': 1}, {'key': 'a', 'x': 2}], [])
+    assert stored(table) == {'a': 1}
+
+
+def test_a_file_that_pixeltable_would_lose_is_refused(directory, tmp_path):
+    table = media_table(directory).Items.table
+    fake = tmp_path / 'page.docx'
+    fake.write_text('not a zip')
+    with pytest.raises(StoreError, match='document'):
+        replace_rows(table, [{'key': 'a', 'document': str(fake)}], [])
+    assert table.count() == 0
+
+
+def test_rows_are_found_by_keys_of_several_columns(directory):
+    schema = {'a': {'type': pxt.String, 'primary_key': True}, 'b': {'type': pxt.Int, 'primary_key': True}, 'x': pxt.Int}
+    table = pxt.create_table(f'{directory}/pairs', schema)
+    table.insert([{'a': f'k{i % 3}', 'b': i // 3, 'x': i} for i in range(12)])
+    assert primary_key(table) == ['a', 'b']
+    found = rows_with_keys(table, [('k1', 0), ('k2', 3), ('k9', 0)], ['x'])
+    assert found == {('k1', 0): {'x': 1}, ('k2', 3): {'x': 11}}
+    assert len(rows_with_keys(table, [(f'k{i}', i) for i in range(300)], ['x'])) == 3
+    assert delete_rows(table, [('k1', 0), ('k9', 9)]) == 1
+    update_rows(table, [{'a': 'k2', 'b': 3, 'x': 100}])
+    assert rows_with_keys(table, [('k2', 3)], ['x']) == {('k2', 3): {'x': 100}}
+    assert rows_with_keys(table, [], ['x']) == {}
+    assert delete_rows(table, []) == 0
+
+
+def test_failed_cells_are_counted_with_column_row_and_reason(directory):
+    table = numbers(directory).Numbers.table
+    written = replace_rows(table, [{'key': 'good', 'x': 1}, {'key': 'bad', 'x': 13}], [])
+    assert written.failed_cells == 1
+    assert written.columns == ('numbers.twice',)
+    assert cell_errors(table) == {'twice': (1, ["row 'bad': ValueError: 13 is unlucky"])}
+    assert cell_errors(table, ['split']) == {}
+
+
+def test_tables_are_looked_up_and_described(directory, tmp_path):
+    declared = media_table(directory)
+    table = declared.Items.table
+    assert table_of(declared.Items) == table_of(table) == table_of(f'{directory}/items') == table
+    assert media_columns(table) == {'photo': 'image', 'speech': 'audio', 'clip': 'video', 'document': 'document'}
+    assert computed_columns(table) == ['square', 'mel', 'body']
+    assert [path_of(view) for view in views_of(table)] == [f'{directory}/pages']
+    assert [path_of(each) for each in tables_in(directory)] == [f'{directory}/items', f'{directory}/pages']
+    assert tables_in('no_such_directory') == []
+    photo = media.photo(tmp_path / 'a b.jpg')
+    replace_rows(table, [{'key': 'a', 'photo': str(photo)}], [])
+    row = rows_with_keys(table, [('a',)], ['caption'], files=['photo', 'clip'])[('a',)]
+    assert row['caption'] is None
+    assert row['clip'] is None
+    assert row['photo'].endswith('a%20b.jpg')
+
+
+@pytest.mark.parametrize('what', ['no/such', 'a b!/c', 17, object])
+def test_what_is_no_table_is_refused_with_a_next_move(pixeltable_home, what):
+    with pytest.raises(SchemaError, match=r'mmpipe status|Give a table class'):
+        table_of(what)
+
+
+def test_a_directory_is_no_table_and_a_class_wants_to_be_bound(directory):
+    with pytest.raises(SchemaError, match=f"'{directory}' is no table"):
+        table_of(directory)
+    Tables = pxt.model_base()
+
+    class Loose(Tables, name='loose'):
+        x: pxt.Int
+
+    with pytest.raises(SchemaError, match=r'Loose is declared, but not bound.*mm\.apply'):
+        table_of(Loose)
