@@ -1,7 +1,7 @@
 """From files to a trained model: declare, plan, apply, ingest, freeze, train.
 
-Everything up to the snapshot is Pixeltable with real files; from there on it is PyTorch, and the two meet in shards on
-disk. The data is the bundled clip art: a picture and its title, with the category for some of them.
+Up to the snapshot it is Pixeltable, from there on it is PyTorch, and the two meet in shards on disk. The data is the
+bundled clip art: pictures with a title, and for most of them a category.
 
     python examples/01_first_table_to_model.py [--quick] [--home DIR]
 """
@@ -10,17 +10,29 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
-import tempfile
 from pathlib import Path
+from typing import Any
+
+import pixeltable as pxt
+from home import project_home
+
+import mmpipe as mm
 
 DATA = Path(__file__).parent / 'data'
 
 
-def build_model(classes: int):
-    """Two encoders, one head. At the top of a file, so that a run can find it again."""
-    import mmpipe as mm
+MANIFESTS = (DATA / 'items.csv', DATA / 'held_back.csv')
+ROWS = {row['photo']: row for path in MANIFESTS for row in csv.DictReader(path.read_text(encoding='utf-8').splitlines())}
 
+
+def about(photo: Path) -> dict[str, Any]:
+    """What the manifests say of a photo: the further columns of its row."""
+    row = ROWS[f'photos/{photo.name}']
+    return {name: row[name] or None for name in ('group', 'caption', 'category')}
+
+
+def build_model(classes: int) -> mm.MultitaskModel:
+    """Two encoders, one head. At the top of a file, so that a run can find it again."""
     return mm.MultitaskModel(
         encoders={'photo_vector': mm.encoders.vector(1280, 64), 'caption_vector': mm.encoders.vector(256, 64)},
         tasks=[mm.classification('category', classes)],
@@ -28,18 +40,15 @@ def build_model(classes: int):
     )
 
 
-def main(*, quick: bool) -> None:
-    import pixeltable as pxt
-
-    import mmpipe as mm
+def main(home: Path, quick: bool) -> None:
     from mmpipe.functions import counts, embed_image, embed_text, split_of
 
-    # 1. Declare: plain Pixeltable. The functions of computed columns live in modules, never in the script itself.
+    # 1. Declare: plain Pixeltable. What computes a column lives in a module, never in the script itself.
     Tables = pxt.model_base()
 
     class Drawings(Tables, name='drawings'):
         key = pxt.Column(type=pxt.String, primary_key=True)
-        group: pxt.String  # near duplicates and series; all of a group lies in one split
+        group: pxt.String  # drawings of one series stay in one split
         photo: pxt.Image
         caption: pxt.String | None
         category: pxt.String | None
@@ -52,23 +61,15 @@ def main(*, quick: bool) -> None:
     print(plan)
     mm.apply(plan)
 
-    # 2. Ingest: a manifest whose media column holds paths. Each file is opened and hashed before it goes in.
-    with (DATA / 'items.csv').open(encoding='utf-8') as file:
-        items = [row for row in csv.DictReader(file) if row['photo']][:: 8 if quick else 1]
-    with tempfile.TemporaryDirectory() as folder:
-        manifest = Path(folder) / 'drawings.csv'
-        with manifest.open('w', encoding='utf-8', newline='') as file:
-            columns = ['key', 'group', 'photo', 'caption', 'category']
-            writer = csv.DictWriter(file, columns, extrasaction='ignore')
-            writer.writeheader()
-            writer.writerows(items)
-        print(mm.ingest(Drawings, mm.sources.rows(manifest, root=DATA)))
+    # 2. Ingest: every file is opened and hashed first; what is bad goes into quarantine with the reason.
+    photos = DATA / 'photos' / ('[a]*' if quick else '*')
+    print(mm.ingest(Drawings, mm.sources.files(photos, values=about)))
     print('computed cells:', counts())
 
     # 3. Freeze: an immutable snapshot, named by its content.
     report = mm.snapshot(
         Drawings.where(Drawings.category != None),  # noqa: E711
-        root=mm.status.__globals__['shards_dir']('first'),
+        root=home / 'shards' / 'first',
         fields={
             'photo_vector': Drawings.photo_vector,
             'caption_vector': Drawings.caption_vector,
@@ -77,14 +78,19 @@ def main(*, quick: bool) -> None:
     )
     print(report)
 
-    # 4. Train: from here on no Pixeltable.
+    # 4. Train: from here on no Pixeltable. Elsewhere, mm.open_snapshot(root) opens the same snapshot.
     snapshot = report.snapshot
-    classes = len(snapshot.fields['category'].vocabulary)
-    train = mm.DataLoader(snapshot.split('train'), batch_size=32, shuffle=True)
-    val = mm.DataLoader(snapshot.split('val'), batch_size=256)
-    run = mm.Trainer(epochs=5 if quick else 20, evaluate_every=5).fit(build_model, train, val, args={'classes': classes})
-    print(f'run {run.id}: {run.metrics["category"]}')
+    train = mm.DataLoader(snapshot.split('train'), batch_size=32, shuffle=True, device='auto')
+    val = mm.DataLoader(snapshot.split('val'), batch_size=256, device='auto')
+    trainer = mm.Trainer(epochs=5 if quick else 20, evaluate_every=5, runs=home / 'runs')
+    run = trainer.fit(build_model, train, val, args={'classes': len(snapshot.fields['category'].vocabulary or ())})
+    print(f'run {run.id}, on snapshot {run.snapshot["id"]}: {run.metrics["category"]}')
 
 
 if __name__ == '__main__':
-    pass
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--quick', action='store_true', help='some of the drawings, seen at 64 pixels')
+    parser.add_argument('--home', help='keep tables, shards and runs in this folder')
+    arguments = parser.parse_args()
+    with project_home(arguments.home) as project:
+        main(project, arguments.quick)

@@ -61,7 +61,8 @@ def build_model(features: int) -> mm.MultitaskModel:
 def score(rows: Rows, test: Rows, *, steps: int, seed: int, runs: Path) -> dict[str, float]:
     """Accuracy of the grower and r2 of the others on the test rows, after the same number of steps."""
     train = mm.DataLoader(rows, batch_size=32, shuffle=True, seed=seed, device='cpu')
-    trainer = mm.Trainer(epochs=steps, max_steps=steps, evaluate_every=steps, lr=3e-3, seed=seed, runs=runs, device='cpu')
+    stop = {'epochs': steps, 'max_steps': steps, 'evaluate_every': steps}
+    trainer = mm.Trainer(**stop, lr=3e-3, seed=seed, runs=runs, device='cpu')
     args = {'features': rows.fields['measured'].shape[0]}
     run = trainer.fit(build_model, train, mm.DataLoader(test, batch_size=256, device='cpu'), args=args, name='wine')
     return {'grower': run.metrics['grower']['accuracy'], **{task: run.metrics[task]['r2'] for task in TARGETS}}

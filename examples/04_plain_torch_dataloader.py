@@ -57,7 +57,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         snapshot = write(Path(folder), 64 if quick else 400)
         dataset = mm.ShardDataset(snapshot.rows())
-        print(f'{len(dataset)} drawings; one sample: { {name: getattr(v, "dtype", v) for name, v in dataset[0].items()} }')
+        sample = {name: getattr(value, 'dtype', value) for name, value in dataset[0].items()}
+        print(f'{len(dataset)} drawings; one sample: {sample}')
 
         # The usual way: torch collates the samples that workers read. Spawned, since this process has threads.
         workers = {'num_workers': 1 if quick else 2, 'multiprocessing_context': 'spawn', 'persistent_workers': True}
@@ -81,7 +82,8 @@ def main() -> None:
                     optimizer.zero_grad()
                     total, labelled = total + losses.sum().item(), labelled + mask.sum().item()
                 print(f'{name}: mean loss {total / labelled:.3f} over {labelled:.0f} labelled of {len(dataset)} rows')
-        print(f'a batch holds {batch["photo"].dtype} {tuple(batch["photo"].shape)} and keys such as {batch["_key"][0]!r}')
+        photos = batch['photo']
+        print(f'the last batch: {photos.dtype} {tuple(photos.shape)}, keys such as {batch["_key"][0]!r}')
 
 
 if __name__ == '__main__':

@@ -29,7 +29,7 @@ _WHERE: dict[str, str | None] = {
     'field': 'mmpipe.snapshots',
     'snapshot': 'mmpipe.snapshots',
     'SnapshotReport': 'mmpipe.snapshots',
-    'status': 'mmpipe.status',
+    'status': 'mmpipe.overview',
     # shared
     'Snapshot': 'mmpipe.shards',
     'Rows': 'mmpipe.shards',
@@ -84,10 +84,10 @@ if TYPE_CHECKING:
     from mmpipe.sources import IngestReport as IngestReport
     from mmpipe.sources import ingest as ingest
     from mmpipe.sources import quarantined as quarantined
-    from mmpipe.status import status as status
+    from mmpipe.overview import status as status
     from mmpipe.train import Trainer as Trainer
     from mmpipe.train import classification as classification
-    from mmpipe.train import evaluate as evaluate
+    from mmpipe.train.evaluate import evaluate as evaluate
     from mmpipe.train import load_model as load_model
     from mmpipe.train import multilabel as multilabel
     from mmpipe.train import predict as predict

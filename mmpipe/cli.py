@@ -155,7 +155,7 @@ def status(pipeline: PipelineName, directory: Directory = None, as_json: AsJson 
 
     def run() -> tuple[Any, str]:
         from mmpipe.pipeline import find_pipeline
-        from mmpipe.status import status as look
+        from mmpipe.overview import status as look
 
         found = find_pipeline(pipeline, directory=directory)
         seen = look(found.directory, name=found.name)

@@ -23,6 +23,11 @@ def test_every_public_name_is_there_and_documented(name: str) -> None:
     assert inspect.getdoc(getattr(mmpipe, name))
 
 
+def test_no_function_shares_its_name_with_a_module_that_would_take_its_place() -> None:
+    modules = {path.stem for path in Path(mmpipe.__file__).parent.iterdir() if path.suffix == '.py' or path.is_dir()}
+    assert {name for name in mmpipe.__all__ if name in modules} == {'sources', 'functions'}
+
+
 def test_type_checkers_see_the_names_that_are_imported_lazily() -> None:
     tree = ast.parse(Path(mmpipe.__file__).read_text(encoding='utf-8'))
     block = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == 'TYPE_CHECKING')

@@ -33,7 +33,7 @@ def test_the_torch_side_imports_no_pixeltable(package: str) -> None:
     assert 'pixeltable' not in modules_after(f'import mmpipe.{package}')
 
 
-@pytest.mark.parametrize('package', ['store', 'sources', 'functions', 'plans', 'snapshots', 'status', 'shards', 'runs'])
+@pytest.mark.parametrize('package', ['store', 'sources', 'functions', 'plans', 'snapshots', 'overview', 'shards', 'runs'])
 def test_the_store_side_imports_no_torch(package: str) -> None:
     assert 'torch' not in modules_after(f'import mmpipe.{package}')
 

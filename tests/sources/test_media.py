@@ -94,7 +94,7 @@ def test_missing_empty_and_a_folder_are_refused(tmp_path, name):
 def test_a_text_under_another_name_is_refused(tmp_path, name):
     path = tmp_path / name
     path.write_text('<html>404 not found</html>' * 20)
-    with pytest.raises(BadInputError, match=r'is no|is not'):
+    with pytest.raises(BadInputError, match=r'is no|is not|has no sample'):
         check(path, GOOD[name][0])
 
 
