@@ -62,7 +62,7 @@ def fit(record: Record, target: Target, seen: dict[Key, str]) -> Row | Bad:
     Raises:
         SourceError: the first row of a source has a column that the table lacks; a later one is `Bad`.
     """
-    key_text = '/'.join(str(record.values.get(name, '')) for name in target.key)[:KEY_LENGTH]
+    key_text = '/'.join(str(record.values.get(name) or '') for name in target.key)[:KEY_LENGTH]
 
     def bad(column: str, reason: str) -> Bad:
         return Bad(place=record.place, key=key_text, column=column, reason=reason)

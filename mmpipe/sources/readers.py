@@ -73,7 +73,9 @@ def files(
     text = str(pattern)
     # A folder may be called 'photos [1]': only what is no folder of that name is a pattern.
     parts = Path(text).parts
-    magic = next((i for i, part in enumerate(parts) if glob.has_magic(part) and not Path(*parts[: i + 1]).is_dir()), None)
+    magic = next(
+        (i for i, part in enumerate(parts) if glob.has_magic(part) and not Path(*parts[: i + 1]).is_dir()), None
+    )
     root = Path(text) if magic is None else Path(*parts[:magic])
     if not root.is_dir():
         raise SourceError(f"there is no folder '{root}'. Give a folder, or a glob such as 'photos/**/*.jpg'.")
@@ -304,9 +306,13 @@ def _record(
     paths: dict[str, Path | None] = {}
     for name in row.keys() & media.keys():
         if '://' in str(row[name]):
-            key_text = '/'.join(str(values.get(part, '')) for part in key)
+            key_text = '/'.join(str(values.get(part) or '') for part in key)
             return Bad(
-                place=place, key=key_text, column=name, path=str(row[name]), reason='is a URL: download it, and give the path'
+                place=place,
+                key=key_text,
+                column=name,
+                path=str(row[name]),
+                reason='is a URL: download it, and give the path',
             )
         paths[name] = None if row[name] in (None, '') else root / str(row[name])
     return Record(place=place, values=values, media=paths, root=root, text=text)

@@ -78,7 +78,11 @@ def _parse(value: Any, kind: Any, text: bool) -> Any:
         return value
     if kind.is_array_type():
         listed = json.loads(value) if isinstance(value, str) else value
-        return np.asarray(listed, dtype=kind.dtype)
+        with np.errstate(over='ignore'):
+            array = np.asarray(listed, dtype=kind.dtype)
+        if array.dtype.kind == 'f' and not np.isfinite(array).all():
+            raise ValueError('holds NaN or infinity')
+        return array
     if kind.is_timestamp_type():
         return _in_zone(value if isinstance(value, datetime) else datetime.fromisoformat(str(value)))
     if kind.is_date_type():

@@ -52,7 +52,7 @@ def loader(rows: Rows, *, train: bool, seed: int = 0) -> mm.DataLoader:
 
 def train(
     snapshot: Snapshot, *, runs: str | Path | None = None, continue_from: Run | None = None,
-    progress: Callable[..., Any] | None = None, epochs: int = 20, seed: int = 0,
+    progress: Callable[..., Any] | None = None, epochs: int | None = None, seed: int = 0,
 ) -> Run:  # fmt: skip
     """Train on the snapshot's training split; a continued run takes fewer, smaller steps over old and new rows.
 
@@ -61,14 +61,14 @@ def train(
         runs: folder of the runs; the project's when None.
         continue_from: a run on an earlier snapshot, whose weights to start from.
         progress: called with ('train', rows done, rows in all, 'rows').
-        epochs: passes over the training rows; a quarter of them when continuing.
+        epochs: passes over the training rows; 20 when None, or 5 for a continued run.
         seed: of initial weights, order and augmentation.
     """
-    if continue_from is not None:
-        epochs = max(1, epochs // 4)
+    usual, lr = (20, 1e-3) if continue_from is None else (5, 3e-4)
+    epochs = epochs or usual
     trainer = mm.Trainer(
-        epochs=epochs, lr=1e-3 if continue_from is None else 3e-4, weight_decay=0.05, schedule='cosine', seed=seed,
-        runs=runs, evaluate_every=epochs, progress=progress,
+        epochs=epochs, lr=lr, weight_decay=0.05, schedule='cosine', seed=seed, runs=runs, evaluate_every=epochs,
+        progress=progress,
     )  # fmt: skip
     return trainer.fit(
         build_model,

@@ -1,4 +1,4 @@
-"""The stamps pipeline from a folder to a trained model: Debian's own stamps where they are installed, else drawn ones."""
+"""The stamps pipeline from a folder to a model, with Debian's stamps where they are installed, else drawn ones."""
 
 from __future__ import annotations
 

@@ -60,9 +60,11 @@ def test_reading_is_list_indexing_for_every_kind_with_nulls_blocks_and_masks(cas
             got = as_python(snapshot.fields['f'], one, ok)
             assert all(same(field, values[live[i]], value) for i, value in zip(chosen, got, strict=True))
         for name in snapshot.splits:
-            assert snapshot.split(name).keys.tolist() == [f'k{i}' for i in live if ('train' if i % 3 else 'val') == name]
+            assert snapshot.split(name).keys.tolist() == [
+                f'k{i}' for i in live if ('train' if i % 3 else 'val') == name
+            ]
         snapshot.verify()
-        copied = pickle.loads(pickle.dumps(rows.take(chosen)))  # noqa: S301
+        copied = pickle.loads(pickle.dumps(rows.take(chosen)))
         assert copied.keys.tolist() == rows.take(chosen).keys.tolist()
 
 
@@ -106,7 +108,7 @@ def test_a_snapshot_opened_by_a_relative_path_reopens_from_another_directory(tmp
     monkeypatch.chdir(tmp_path)
     blob = pickle.dumps(open_snapshot('here'))
     monkeypatch.chdir('/')
-    assert len(pickle.loads(blob)) == 1  # noqa: S301
+    assert len(pickle.loads(blob)) == 1
 
 
 def test_an_older_snapshot_stays_readable_by_its_id(tmp_path):

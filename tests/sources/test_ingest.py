@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 
 import media
+import numpy as np
+import PIL.Image
 import pixeltable as pxt
 import pytest
 from schemas import media_table, numbers, write_csv
 
 import mmpipe as mm
-from mmpipe.errors import BadInputError, BusyError, ConfigError, SchemaError, SourceError, StoreError
-from mmpipe.functions import counts, reset
+from mmpipe.errors import BadInputError, ConfigError, SchemaError, SourceError, StoreError
+from mmpipe.functions import counts, document, reset
 from mmpipe.sources import Record
-from mmpipe.sources import ingest as ingest_module
 
 
 @pytest.fixture
@@ -138,8 +139,6 @@ def test_a_changed_file_that_is_damaged_leaves_the_old_row(shop):
 
 
 def test_a_changed_document_that_its_iterator_cannot_split_leaves_the_old_row_and_its_pages(shop, monkeypatch):
-    from mmpipe.functions import document
-
     ingest(shop)
     media.pdf(shop.folder / 'c.pdf', ['Three'])
 
@@ -269,7 +268,12 @@ def test_a_function_that_raises_on_one_row_gives_a_null_cell_and_an_error_with_t
     assert counted.stored() == {'k11': (11, 22), 'k12': (12, 24), 'k13': (13, None), 'k14': (14, 28)}
     assert report.failed_cells == 1
     (message,) = report.errors
-    for word in ("numbers.twice: 1 cells are null", "row 'k13'", '13 is unlucky', "recompute_columns('twice', errors_only=True)"):
+    for word in (
+        'numbers.twice: 1 cells are null',
+        "row 'k13'",
+        '13 is unlucky',
+        "recompute_columns('twice', errors_only=True)",
+    ):
         assert word in message
     assert message in str(report)
 
@@ -277,7 +281,7 @@ def test_a_function_that_raises_on_one_row_gives_a_null_cell_and_an_error_with_t
 def test_an_iterator_that_raises_on_one_row_quarantines_that_row_alone(counted):
     rows = [{'key': f'k{i}', 'x': i, 'text': 'a trap' if i == 5 else 'one two'} for i in range(12)]
     report = counted.ingest(rows)
-    assert (report.inserted, report.quarantined, report.view_rows) == (11, 1, 11 * 2 + 10 * 3 + 0 if False else report.view_rows)
+    assert (report.inserted, report.quarantined) == (11, 1)
     assert report.bad[0].key == 'k5'
     assert report.bad[0].reason == (
         'was refused by Pixeltable (RuntimeError: fell into the trap): correct the row or the function'
@@ -356,24 +360,18 @@ def test_keys_of_several_columns_times_and_arrays_come_back_unchanged(directory,
     assert mm.ingest(Series, source).written == 0
     rows[4].update(at='2021-01-02T03:04', vector='[1, 2]')
     assert mm.ingest(Series, mm.sources.rows(write_csv(tmp_path / 'a.csv', rows))).updated == 1
-    with pytest.raises(SourceError, match='files\\(\\) makes a key of one column, the table has 2'):
-        (tmp_path / 'x').mkdir()
-        mm.ingest(media_table(directory + '_m').Items if False else Series, mm.sources.files(tmp_path / 'x', column='at'))
 
 
 @pytest.mark.parametrize('mode', ['L', 'LA', 'P', 'I;16', 'CMYK', 'RGBA', '1', 'I'])
 def test_an_image_of_any_mode_goes_all_the_way(shop, mode):
-    import numpy as np
-    import PIL.Image
-
     grey = PIL.Image.fromarray(np.linspace(0, 255, 64, dtype=np.uint8).reshape(8, 8))
     if mode == 'I;16':
         image = PIL.Image.fromarray(np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8))
     else:
         image = grey.convert(mode)
-    name = 'a.tiff' if mode == 'CMYK' else 'a.png'
+    name = 'a.tiff' if mode in ('CMYK', 'I') else 'a.png'
     image.save(shop.folder / name)
-    assert PIL.Image.open(shop.folder / name).mode in (mode, 'I;16' if mode == 'I' else mode)
+    assert PIL.Image.open(shop.folder / name).mode == mode
     report = ingest(shop, [{'key': mode, 'photo': name}])
     assert (report.inserted, report.failed_cells) == (1, 0)
     snapshot = mm.snapshot(
@@ -390,8 +388,6 @@ def test_an_image_of_any_mode_goes_all_the_way(shop, mode):
 
 
 def test_a_float_image_is_quarantined(shop):
-    import PIL.Image
-
     PIL.Image.new('F', (4, 4), 0.5).save(shop.folder / 'f.tiff')
     report = ingest(shop, [{'key': 'f', 'photo': 'f.tiff'}, {'key': 'ok', 'photo': 'a.jpg'}])
     assert (report.inserted, report.bad[0].key, report.bad[0].column) == (1, 'f', 'photo')
@@ -426,7 +422,9 @@ def test_a_source_of_ones_own_is_checked_like_ours(shop):
             yield Record(place='first', values={'key': 'one'}, root=shop.folder)
             yield Record(place='here', root=shop.folder, **self.given)
 
-    assert mm.ingest(shop.Items, Mine(values={'key': 'two', 'photo': 'a.jpg'})).bad[0].reason.endswith('in Record.media')
+    assert (
+        mm.ingest(shop.Items, Mine(values={'key': 'two', 'photo': 'a.jpg'})).bad[0].reason.endswith('in Record.media')
+    )
     assert mm.ingest(shop.Items, Mine(values={'key': 'two'}, media={'price': None})).bad[0].column == 'price'
     assert mm.ingest(shop.Items, Mine(values={'key': 'two'}, media={'photo': shop.folder / 'a.jpg'})).inserted == 1
 
@@ -437,11 +435,3 @@ def test_chunks_and_progress_add_up(counted):
     report = counted.ingest(rows, chunk_rows=3, progress=lambda *args: seen.append(args))
     assert report.inserted == 7
     assert seen == [('ingest', 3, 7, 'rows'), ('ingest', 6, 7, 'rows'), ('ingest', 7, 7, 'rows')]
-
-
-def test_a_table_that_another_process_writes_is_busy(counted, monkeypatch):
-    def busy(name, **_):
-        raise BusyError(f"another process has been writing '{name}'")
-
-    monkeypatch.setattr(ingest_module, 'writer_lock', busy) if hasattr(ingest_module, 'writer_lock') else None
-    assert callable(busy)

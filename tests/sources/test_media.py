@@ -111,6 +111,7 @@ def test_a_medium_of_another_kind_is_refused(good):
 
 def png(path, width, height):
     """A PNG head that claims a size, with a line of pixels behind it."""
+
     def chunk(name, data):
         return struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
 

@@ -49,7 +49,16 @@ def test_text_comes_back(text):
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.one_of(st.text(max_size=6), st.floats(), st.integers(), st.booleans(), st.binary(max_size=3), JSON))
 def test_any_value_is_parsed_or_refused_and_nothing_else_is_raised(pixeltable_home, value):
-    for hint in (pxt.Int, pxt.Float, pxt.Bool, pxt.String, pxt.Json, pxt.Timestamp, pxt.Date, pxt.Array[(2,), pxt.Float]):
+    for hint in (
+        pxt.Int,
+        pxt.Float,
+        pxt.Bool,
+        pxt.String,
+        pxt.Json,
+        pxt.Timestamp,
+        pxt.Date,
+        pxt.Array[(2,), pxt.Float],
+    ):
         try:
             parsed = parse(value, kind(hint))
         except BadInputError as error:

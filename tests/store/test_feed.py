@@ -109,6 +109,8 @@ def test_a_revert_and_a_table_made_again_are_found_out(directory):
 
 def test_the_width_of_a_rowid_counts_the_iterators(directory):
     declared = numbers(directory)
-    widths = {name: rowid_width(table_of(getattr(declared, name))) for name in ('Numbers', 'Small', 'Words', 'LongWords')}
+    widths = {
+        name: rowid_width(table_of(getattr(declared, name))) for name in ('Numbers', 'Small', 'Words', 'LongWords')
+    }
     assert widths == {'Numbers': 1, 'Small': 1, 'Words': 2, 'LongWords': 2}
     assert base_of(declared.LongWords.table) == declared.Numbers.table

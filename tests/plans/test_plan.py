@@ -1,0 +1,256 @@
+"""Plans on a real catalog: what they say, what applying them computes, and what they refuse."""
+# ruff: noqa: F821  (Pixeltable puts column names in scope)
+
+from __future__ import annotations
+
+import json
+
+import pixeltable as pxt
+import pytest
+from schemas import doubled, numbers, pieces, tripled
+
+import mmpipe as mm
+from mmpipe.errors import DestructiveError, PlanError, SchemaError
+from mmpipe.functions import counts, reset
+
+
+def declare(*, function=None, extra=False, words=pieces, minimum=0, plain=('text',), views=True):
+    """Versions of one schema: another function, another column, another iterator, another filter."""
+    Tables = pxt.model_base()
+    if 'text' in plain:
+
+        class Items(Tables, name='items'):
+            key = pxt.Column(type=pxt.String, primary_key=True)
+            x: pxt.Int
+            text: pxt.String | None
+            if function is not None:
+                y = function(x)
+            if extra:
+                z = tripled(x)
+    else:
+
+        class Items(Tables, name='items'):
+            key = pxt.Column(type=pxt.String, primary_key=True)
+            x: pxt.Int
+            if function is not None:
+                y = function(x)
+
+    if views:
+
+        class Big(Tables, name='big', base=Items.where(Items.x > minimum)):
+            w = tripled(Items.x)
+
+        class Bigger(Tables, name='bigger', base=Big.where(Big.x > 100)):
+            pass
+
+    return Tables
+
+
+def actions(plan):
+    return [(change.action, change.table.rsplit('/', 1)[-1], change.name) for change in plan.changes]
+
+
+@pytest.fixture
+def filled(directory):
+    """Applied with `doubled`, and three rows in it."""
+    mm.apply(mm.plan(declare(function=doubled), directory))
+    pxt.get_table(f'{directory}/items').insert([{'key': f'k{i}', 'x': i + 1, 'text': 'a b'} for i in range(3)])
+    reset()
+    return directory
+
+
+def values(directory, column):
+    table = pxt.get_table(f'{directory}/items')
+    return sorted(row['v'] for row in table.select(v=getattr(table, column)).collect())
+
+
+def test_a_plan_reads_only_and_applying_it_leaves_nothing_to_do(directory):
+    Tables = declare(function=doubled)
+    plan = mm.plan(Tables, directory)
+    assert actions(plan) == [('create', 'items', ''), ('create', 'big', ''), ('create', 'bigger', '')]
+    assert pxt.list_tables(directory) == []
+    assert plan.pending
+    assert 'Nothing is dropped.' in str(plan)
+    assert f'+ {directory}/items' in str(plan)
+    assert mm.apply(plan) is plan
+    done = mm.plan(Tables, directory)
+    assert not done.pending
+    assert str(done) == f'{directory}: nothing to do, 3 tables and views are as declared.'
+    mm.apply(done)
+
+
+def test_a_plan_is_json_that_says_everything(filled):
+    plan = mm.plan(declare(function=tripled, extra=True), filled)
+    told = json.loads(json.dumps(plan.to_json()))
+    assert told['directory'] == filled
+    assert told['pending'] is True
+    assert told['unchanged'] == [f'{filled}/big', f'{filled}/bigger']
+    by_name = {change['name']: change for change in told['changes']}
+    assert by_name['y'] == {
+        'action': 'alter', 'table': f'{filled}/items', 'name': 'y', 'detail': 'doubled(x) -> tripled(x)', 'rows': 3,
+        'destructive': False,
+    }  # fmt: skip
+    assert (by_name['z']['action'], by_name['z']['rows']) == ('add', 3)
+
+
+def test_an_added_column_computes_itself_and_nothing_else(filled):
+    mm.apply(mm.plan(declare(function=doubled, extra=True), filled))
+    assert counts() == {'tripled': 3}
+    assert values(filled, 'z') == [3, 6, 9]
+
+
+def test_an_altered_column_is_computed_again_for_every_row(filled):
+    mm.apply(mm.plan(declare(function=tripled), filled))
+    assert values(filled, 'y') == [3, 6, 9]
+    assert counts() == {'tripled': 3}
+    pxt.get_table(f'{filled}/items').insert([{'key': 'new', 'x': 10}])
+    assert values(filled, 'y') == [3, 6, 9, 30]
+
+
+def test_rows_that_come_between_plan_and_apply_are_altered_too(filled):
+    pxt.get_table(f'{filled}/items').delete()
+    plan = mm.plan(declare(function=tripled), filled)
+    pxt.get_table(f'{filled}/items').insert([{'key': 'late', 'x': 5}])
+    mm.apply(plan)
+    assert values(filled, 'y') == [15]
+
+
+def test_a_drop_is_said_and_asked_for(filled):
+    plan = mm.plan(declare(), filled)
+    assert actions(plan) == [('drop', 'items', 'y')]
+    assert '1 of them lose stored values' in str(plan)
+    with pytest.raises(DestructiveError, match=r'items.y \(drop\)\. Pass allow_destructive=True'):
+        mm.apply(plan)
+    assert values(filled, 'y') == [2, 4, 6]
+    mm.apply(plan, allow_destructive=True)
+    assert 'y' not in pxt.get_table(f'{filled}/items').columns()
+
+
+def test_a_changed_filter_makes_the_view_and_the_views_over_it_again_after_asking(filled):
+    pxt.create_view(f'{filled}/mine', pxt.get_table(f'{filled}/big'))
+    plan = mm.plan(declare(function=doubled, minimum=1), filled)
+    assert actions(plan) == [('recreate', 'big', ''), ('recreate', 'bigger', ''), ('drop', 'mine', '')]
+    assert [change.rows for change in plan.changes] == [3, 0, 3]
+    with pytest.raises(DestructiveError, match='mine'):
+        mm.apply(plan)
+    assert pxt.get_table(f'{filled}/big').count() == 3
+    mm.apply(plan, allow_destructive=True)
+    assert pxt.get_table(f'{filled}/big').count() == 2
+    assert pxt.get_table(f'{filled}/mine', if_not_exists='ignore') is None
+    assert not mm.plan(declare(function=doubled, minimum=1), filled).pending
+
+
+def test_a_changed_iterator_makes_its_view_again_after_asking(directory):
+    def words(by):
+        Tables = pxt.model_base()
+
+        class Items(Tables, name='items'):
+            key = pxt.Column(type=pxt.String, primary_key=True)
+            text: pxt.Document | None
+
+        class Parts(Tables, name='parts', base=Items, iterator=mm.functions.document_chunks(Items.text, by=by)):
+            pass
+
+        return Tables
+
+    mm.apply(mm.plan(words('page'), directory))
+    plan = mm.plan(words('paragraph'), directory)
+    assert actions(plan) == [('recreate', 'parts', '')]
+    assert 'iterator' in plan.changes[0].detail
+    with pytest.raises(DestructiveError):
+        mm.apply(plan)
+    mm.apply(plan, allow_destructive=True)
+    assert not mm.plan(words('paragraph'), directory).pending
+
+
+def test_a_catalog_that_moved_since_the_plan_is_refused(filled):
+    plan = mm.plan(declare(function=tripled), filled)
+    mm.apply(mm.plan(declare(function=doubled, extra=True), filled))
+    with pytest.raises(PlanError, match=f"'{filled}' changed since this plan was made. Make a new one"):
+        mm.apply(plan)
+    assert values(filled, 'y') == [2, 4, 6]
+
+
+def test_a_table_of_another_kind_is_refused_with_the_next_move(filled):
+    Tables = pxt.model_base()
+
+    class Big(Tables, name='big'):
+        x: pxt.Int
+
+    plan = mm.plan(Tables, filled)
+    assert plan.unsupported
+    with pytest.raises(PlanError, match=r"'big' is a view.*declare it under a new name.*drop_table"):
+        mm.apply(plan, allow_destructive=True)
+    assert pxt.get_table(f'{filled}/big').count() == 3
+
+
+def test_a_type_that_changed_is_refused_with_the_column(filled):
+    Tables = pxt.model_base()
+
+    class Items(Tables, name='items'):
+        key = pxt.Column(type=pxt.String, primary_key=True)
+        x: pxt.String
+        text: pxt.String | None
+        y = doubled(3)
+
+    plan = mm.plan(Tables, filled)
+    assert ('unsupported', 'items', 'x') in actions(plan)
+    with pytest.raises(PlanError, match=r"items.x: column 'x' has altered properties: type"):
+        mm.apply(plan, allow_destructive=True)
+
+
+def test_a_directory_in_the_way_is_named(directory):
+    pxt.create_dir(f'{directory}/items')
+    with pytest.raises(SchemaError, match=r"items' needs to be a table but is a directory.*Rename the table"):
+        mm.plan(declare(), directory)
+
+
+def test_a_class_bound_to_another_directory_is_named(filled):
+    Tables = declare(function=doubled)
+    mm.apply(mm.plan(Tables, filled))
+    plan = mm.plan(Tables, f'{filled}/other')
+    with pytest.raises(PlanError, match=f"'{filled}/other'"):
+        mm.apply(plan)
+
+
+@pytest.mark.parametrize('name', ['select', 'count', 'where'])
+def test_a_column_named_like_a_method_is_refused_by_name(directory, name):
+    with pytest.raises((SchemaError, PlanError, pxt.Error), match=f"'{name}'"):  # noqa: PT012
+        Tables = pxt.model_base()
+        exec(f"class Clash(Tables, name='clash'):\n    {name}: pxt.Int", {'Tables': Tables, 'pxt': pxt})
+        mm.apply(mm.plan(Tables, directory))
+    assert pxt.list_tables(directory) == []
+
+
+def test_two_classes_of_one_name_are_refused_by_name(pixeltable_home):
+    Tables = pxt.model_base()
+
+    class One(Tables, name='same'):
+        x: pxt.Int
+
+    with pytest.raises(pxt.Error, match=r"`Two` has name 'same'.*used by `One`"):
+
+        class Two(Tables, name='same'):
+            y: pxt.Int
+
+
+def test_what_is_no_schema_is_refused(pixeltable_home):
+    with pytest.raises(SchemaError, match=r'not made by pxt.model_base\(\)'):
+        mm.plan(object, 'shop')
+    with pytest.raises(SchemaError, match='no table class is declared'):
+        mm.plan(pxt.model_base(), 'shop')
+    with pytest.raises(SchemaError, match='do not fit the catalog'):
+        mm.plan(declare(), 'a b')
+
+
+def test_a_query_made_before_its_class_was_bound_is_refused(directory, tmp_path):
+    Tables = declare()
+    Items = Tables.__registered_models__['items']
+    early = Items.where(Items.x > 0)
+    with pytest.raises(SchemaError, match=r'Items is declared, but not bound.*mm\.apply'):
+        mm.snapshot(early, root=tmp_path, fields={'x': Items.x})
+
+
+def test_every_view_of_a_schema_can_be_planned_twice(directory):
+    declared = numbers(directory)
+    assert not mm.plan(declared.Tables, directory).pending

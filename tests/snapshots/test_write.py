@@ -1,0 +1,490 @@
+"""Snapshots of real tables: exact deltas, and what is refused."""
+
+
+from __future__ import annotations
+
+import itertools
+import os
+
+import media
+import numpy as np
+import PIL.Image
+import pixeltable as pxt
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemas import doubled, media_table, numbers, spread, tripled, words, write_csv
+
+import mmpipe as mm
+from mmpipe.errors import (
+    BusyError,
+    ConfigError,
+    FieldError,
+    LabelError,
+    SchemaError,
+    SnapshotError,
+    SourceChangedError,
+)
+from mmpipe.shards import open_snapshot
+from mmpipe.snapshots import write as write_module
+
+_roots = itertools.count()
+
+
+def content(snapshot):
+    """Key to (split, digest of every field): what a snapshot holds, however it is stored."""
+    rows = snapshot.rows()
+    digests = [rows.system(f'_digest.{name}') for name in snapshot.fields]
+    found = dict(zip(rows.keys, zip(rows.system('_split'), *digests, strict=True), strict=True))
+    assert len(found) == len(rows)
+    assert {name: (rows.system('_split') == name).sum() for name in snapshot.splits} == snapshot.splits
+    return found
+
+
+@pytest.fixture(scope='module')
+def shared(pixeltable_home):
+    pxt.drop_dir('t_delta', force=True, if_not_exists='ignore')
+    yield numbers('t_delta')
+    pxt.drop_dir('t_delta', force=True)
+
+
+def views_of(declared):
+    N, P, W = declared.Numbers, declared.Positive, declared.LongWords
+    return {
+        'table': (N, {'x': N.x, 'text': N.text, 'twice': N.twice}),
+        'query': (N.table.where(N.x > 1), {'x': N.x, 'text': mm.field.label(N.text)}),
+        'filter': (P, {'thrice': P.thrice, 'text': P.text}),
+        'component': (W, {'word': mm.field.label(W.word), 'x': W.x}),
+    }
+
+
+VALUES = st.fixed_dictionaries({
+    'x': st.none() | st.integers(-2, 6), 'text': st.none() | st.lists(st.sampled_from('abcd'), max_size=3).map(' '.join),
+})  # fmt: skip
+ROUND = st.fixed_dictionaries({
+    'ingest': st.dictionaries(st.sampled_from([f'k{i}' for i in range(9)]), VALUES, max_size=4),
+    'delete': st.sets(st.sampled_from([f'k{i}' for i in range(9)]), max_size=2),
+    'recompute': st.booleans(),
+})  # fmt: skip
+
+
+@settings(deadline=None, max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(ROUND, min_size=3, max_size=3))
+def test_a_delta_holds_what_a_snapshot_from_scratch_holds_and_writes_only_what_changed(
+    shared, tmp_path_factory, rounds
+):
+    table = shared.Numbers.table
+    table.delete()
+    folder = tmp_path_factory.mktemp('delta')
+    before = {}
+    for number, step in enumerate(rounds):
+        manifest = [{'key': key, **values} for key, values in step['ingest'].items()]
+        manifest += [{'key': 'always', 'x': 3 + number % 2, 'text': 'a b'}, {'key': 'still', 'x': 5, 'text': 'c'}]
+        mm.ingest(shared.Numbers, mm.sources.rows(write_csv(folder / 'a.csv', manifest)))
+        if step['delete']:
+            table.delete(where=table.key.isin(sorted(step['delete'])))
+        if step['recompute']:
+            table.recompute_columns('twice')
+        for name, (query, fields) in views_of(shared).items():
+            root = folder / name
+            report = mm.snapshot(query, root=root, fields=fields, page_rows=3)
+            scratch = mm.snapshot(query, root=folder / f'scratch{next(_roots)}', fields=fields)
+            now = content(report.snapshot)
+            assert now == content(scratch.snapshot)
+            was = before.get(name, {})
+            changed = {key for key in now.keys() & was.keys() if now[key] != was[key]}
+            assert report.inserted + report.updated >= len(changed | (now.keys() - was.keys()))
+            if 'still' in was and 'still' in now:
+                assert report.inserted + report.updated < len(now)
+            if name == 'table' and not step['delete']:  # no row can have gone and come back
+                assert report.updated == len(changed)
+                assert report.inserted == len(now.keys() - was.keys())
+            if number == len(rounds) - 1:
+                again = mm.snapshot(query, root=root, fields=fields)
+                full = mm.snapshot(query, root=root, fields=fields, full=True)
+                assert again.snapshot.id == full.snapshot.id == report.snapshot.id
+                assert again.written == full.written == again.bytes_written == full.bytes_written == 0
+            before[name] = now
+
+
+@pytest.fixture
+def declared(directory, tmp_path):
+    made = numbers(directory)
+    made.root = tmp_path / 'shards'
+    made.table = made.Numbers.table
+    made.table.insert([{'key': f'k{i}', 'x': i - 2, 'text': f'w{i % 3}'} for i in range(8)])
+    made.path = f'{directory}/numbers'
+    made.freeze = lambda **options: mm.snapshot(
+        options.pop('query', made.Numbers), **{'root': made.root, 'fields': {'x': made.Numbers.x}, **options}
+    )
+    return made
+
+
+def test_unchanged_rows_are_not_written_again(declared):
+    first = declared.freeze()
+    assert (first.inserted, first.updated, first.dropped, first.whole) == (8, 0, 0, 'first snapshot')
+    shards = sorted((declared.root / 'shards').iterdir())
+    stamps = [path.stat().st_mtime_ns for path in shards]
+    declared.table.where(declared.table.key == 'k3').update({'x': 50})
+    declared.table.delete(where=declared.table.key == 'k4')
+    declared.table.insert([{'key': 'new', 'x': 9}])
+    second = declared.freeze()
+    assert (second.inserted, second.updated, second.dropped, second.whole) == (1, 1, 1, '')
+    assert [path.stat().st_mtime_ns for path in shards] == stamps
+    added = set((declared.root / 'shards').iterdir()) - set(shards)
+    assert sum(path.stat().st_size for path in added) == second.bytes_written
+    assert sum(shard.rows for shard in second.snapshot.manifest.shards) == 8 + 2
+    assert second.snapshot.manifest.parent == first.snapshot.id
+    assert len(open_snapshot(declared.root, first.snapshot.id)) == 8  # still there, as it was
+
+
+def test_a_recompute_to_the_same_values_is_compared_and_not_written(declared):
+    fields = {'twice': declared.Numbers.twice}
+    declared.freeze(fields=fields)
+    declared.table.recompute_columns('twice')
+    report = declared.freeze(fields=fields)
+    assert (report.compared, report.written, report.bytes_written) == (8, 0, 0)
+
+
+def test_an_update_that_leaves_the_filter_becomes_a_mask_entry(declared):
+    for query in (declared.Positive, declared.table.where(declared.table.x > 0)):
+        root = declared.root / str(next(_roots))
+        before = declared.freeze(query=query, root=root).snapshot
+        declared.table.where(declared.table.key == 'k5').update({'x': -5})
+        report = declared.freeze(query=query, root=root)
+        assert (report.inserted, report.updated, report.dropped, report.bytes_written) == (0, 0, 1, 0)
+        assert len(report.snapshot.manifest.dropped) == 1
+        assert set(before.rows().keys) - set(report.snapshot.rows().keys) == {'k5'}
+        again = declared.freeze(query=query, root=root, full=True)  # the row is masked once, and counted once
+        assert again.written == 0
+        declared.table.where(declared.table.key == 'k5').update({'x': 3})
+        assert 'k5' in declared.freeze(query=query, root=root).snapshot.rows().keys
+
+
+def test_a_row_that_leaves_the_filter_is_dropped_once_when_every_row_is_looked_at(declared):
+    query = declared.table.where(declared.table.x > 0)
+    declared.freeze(query=query)
+    declared.table.where(declared.table.key == 'k5').update({'x': -5})
+    report = declared.freeze(query=query, full=True)
+    assert (report.dropped, len(report.snapshot)) == (1, 4)
+    assert sum(report.snapshot.splits.values()) == 4
+
+
+def test_nulls_are_kept_in_every_kind(directory, tmp_path):
+    declared = media_table(directory)
+    table = declared.Items.table
+    photo, sound = media.photo(tmp_path / 'a.jpg'), media.sound(tmp_path / 'a.wav')
+    table.insert(
+        [{'key': 'a', 'photo': str(photo), 'speech': str(sound), 'caption': 'x y', 'price': 1.5}, {'key': 'b'}]
+    )
+    I = declared.Items
+    fields = {
+        'photo': mm.field.image(I.photo, size=4), 'square': I.square, 'mel': I.mel, 'file': mm.field.file(I.photo),
+        'caption': I.caption, 'label': mm.field.label(I.caption), 'words': mm.field.labels(words(I.caption)), 'price': I.price,
+        'wave': mm.field.ragged(mm.functions.waveform(I.speech)),
+    }  # fmt: skip
+    rows = mm.snapshot(declared.Items, root=tmp_path / 's', fields=fields).snapshot.rows()
+    rows = rows.take(np.argsort(rows.keys))
+    assert rows.keys.tolist() == ['a', 'b']
+    for name in fields:
+        values, there = rows.read(name)
+        assert there.tolist() == [True, False], name
+        assert not np.any(values[1]) if not isinstance(values[1], str) else values[1] == ''
+    assert rows.read('file')[0][0] == photo.read_bytes()
+    assert rows.read('words')[0].tolist() == [[1, 1], [0, 0]]
+    assert rows.read('wave')[0][0].shape == (8000,)
+
+
+def test_vocabularies_start_with_the_training_split_and_only_grow(directory, tmp_path):
+    table = pxt.create_table(f'{directory}/t', {'word': pxt.String | None, 'split': pxt.String})
+    table.insert([{'word': w, 'split': s} for w, s in [('m', 'test'), ('z', 'train'), ('b', 'train'), (None, 'train')]])
+    fields = {'word': mm.field.label(table.word)}
+    first = mm.snapshot(table, root=tmp_path, fields=fields)
+    assert first.snapshot.fields['word'].vocabulary == ('b', 'z', 'm')
+    table.insert([{'word': 'a', 'split': 'test'}])
+    second = mm.snapshot(table, root=tmp_path, fields=fields)
+    assert second.snapshot.fields['word'].vocabulary == ('b', 'z', 'm', 'a')
+    assert (second.inserted, second.updated) == (1, 0)
+    assert second.snapshot.rows().words('word') == ['m', 'z', 'b', None, 'a']
+    table.delete(where=table.word == 'z')
+    assert mm.snapshot(table, root=tmp_path, fields=fields).snapshot.fields['word'].vocabulary == ('b', 'z', 'm', 'a')
+
+
+def test_a_label_outside_its_declared_vocabulary_is_refused_by_row(declared):
+    declared.freeze(root=declared.root)
+    before = open_snapshot(declared.root).id
+    with pytest.raises(LabelError, match=rf"'{declared.path}': label 'w2' of field 'text' in row 'k2'.*\(w0, w1\)"):
+        declared.freeze(fields={'text': mm.field.label(declared.Numbers.text, vocabulary=['w0', 'w1'])})
+    with pytest.raises(LabelError, match="field 'text' holds"):
+        bad = pxt.create_table(f'{declared.path}_bad', {'words': pxt.Json | None})
+        bad.insert([{'words': ['a']}, {'words': 'a'}])
+        mm.snapshot(bad, root=declared.root / 'bad', fields={'text': mm.field.labels(bad.words)})
+    assert open_snapshot(declared.root).id == before
+
+
+def test_rows_that_differ_in_shape_are_refused_by_row_and_ragged_takes_them(declared):
+    declared.table.add_computed_column(v=spread(declared.table.x))
+    with pytest.raises(FieldError, match=rf"'{declared.path}': field 'v' holds float32.*row 'k\d' has float32.*ragged"):
+        declared.freeze(fields={'v': declared.table.v})
+    snapshot = declared.freeze(fields={'v': mm.field.ragged(declared.table.v)}).snapshot
+    values, _ = snapshot.rows().read('v')
+    assert [len(value) for value in values] == [1 + (i - 2) % 3 for i in range(8)]
+
+
+def test_failed_cells_are_null_and_counted(declared):
+    declared.table.insert([{'key': 'bad', 'x': 13}], on_error='ignore')
+    report = declared.freeze(query=declared.Small.table.where(declared.Small.x > 0), fields={'t': declared.Small.twice})
+    assert report.failed_cells == {}
+    report = declared.freeze(
+        root=declared.root / 'b', query=declared.Positive, fields={'twice': declared.Positive.twice}
+    )
+    assert report.failed_cells == {'twice': 1}
+    assert 'cells that failed and are null: twice 1' in str(report)
+    assert report.snapshot.rows().words('twice')[-1] is None
+
+
+def test_a_function_that_raises_while_rows_are_read_names_the_way_out(declared):
+    declared.table.where(declared.table.key == 'k0').update({'text': 'x'})
+    declared.table.insert([{'key': 'bad', 'x': 13}], on_error='ignore')
+    with pytest.raises(SnapshotError, match=rf"'{declared.path}' cannot be read.*13 is unlucky.*Make the expression"):
+        declared.freeze(fields={'d': doubled(declared.Numbers.x)})
+
+
+def test_a_changed_definition_looks_at_every_row_and_says_why(declared):
+    declared.freeze()
+    report = declared.freeze(fields={'x': tripled(declared.Numbers.x)})
+    assert report.whole == 'changed: x'
+    assert report.updated == 7  # three times 0 is 0
+    report = declared.freeze(fields={'x': tripled(declared.Numbers.x), 'text': declared.Numbers.text})
+    assert report.whole == 'the fields have another form'
+    assert report.inserted == 8
+    report = declared.freeze(
+        query=declared.table.where(declared.table.x > 0),
+        fields={'x': tripled(declared.Numbers.x), 'text': declared.Numbers.text},
+    )
+    assert (report.whole, report.dropped, report.compared) == ('changed: filter', 3, 5)
+
+
+def test_a_split_column_made_again_in_place_is_noticed(declared):
+    table = pxt.create_table(f'{declared.path}_s', {'key': {'type': pxt.String, 'primary_key': True}})
+    table.insert([{'key': f'k{i}'} for i in range(40)])
+    table.add_computed_column(split=mm.functions.split_of(table.key, val=0.0, test=0.0))
+    fields = {'key': table.key}
+    assert mm.snapshot(table, root=declared.root, fields=fields).snapshot.splits == {'train': 40}
+    table.drop_column('split')
+    table.add_computed_column(split=mm.functions.split_of(table.key, val=0.5, test=0.0))
+    report = mm.snapshot(table, root=declared.root, fields=fields)
+    assert report.whole.startswith('changed: split')
+    assert set(report.snapshot.splits) == {'train', 'val'}
+    assert report.updated == report.snapshot.splits['val']
+
+
+def test_a_table_made_again_is_compared_row_by_row(declared, directory):
+    schema = {'key': {'type': pxt.String, 'primary_key': True}, 'x': pxt.Int}
+    table = pxt.create_table(f'{directory}/again', schema)
+    table.insert([{'key': key, 'x': 1} for key in 'abc'])
+    mm.snapshot(table, root=declared.root, fields={'x': table.x})
+    pxt.drop_table(table)
+    table = pxt.create_table(f'{directory}/again', schema)
+    table.insert([{'key': key, 'x': 1} for key in 'bd'])  # the rowids of 'a' and 'b', with equal values
+    report = mm.snapshot(table, root=declared.root, fields={'x': table.x})
+    assert 'made again' in report.whole or 'changed' in report.whole
+    assert sorted(report.snapshot.rows().keys) == ['b', 'd']
+
+
+def test_component_rows_have_their_place_in_the_key_and_views_over_views_work(declared):
+    declared.table.insert([{'key': 'k9', 'x': 1, 'text': 'one two'}])
+    W = declared.LongWords
+    snapshot = declared.freeze(query=W, root=declared.root / 'w', fields={'word': W.word, 'x': W.x}).snapshot
+    found = dict(zip(snapshot.rows().keys, snapshot.rows().read('word')[0], strict=True))
+    old = {'k3/0': 'w0', 'k4/0': 'w1', 'k5/0': 'w2', 'k6/0': 'w0', 'k7/0': 'w1'}
+    assert found == {**old, 'k9/0': 'one', 'k9/1': 'two'}
+    small = declared.freeze(
+        query=declared.Small, root=declared.root / 's', fields={'x': declared.Small.thrice}
+    ).snapshot
+    assert sorted(small.rows().words('x')) == [3, 3, 6, 9, 12]
+
+
+def test_parts_of_a_key_stay_apart(directory, tmp_path):
+    schema = {'a': {'type': pxt.String, 'primary_key': True}, 'b': {'type': pxt.String, 'primary_key': True}}
+    table = pxt.create_table(f'{directory}/pairs', schema)
+    table.insert([{'a': 'x/y', 'b': 'z'}, {'a': 'x', 'b': 'y/z'}, {'a': 'p', 'b': 'q'}])
+    keys = mm.snapshot(table, root=tmp_path, fields={'a': table.a}).snapshot.rows().keys
+    assert len(set(keys)) == 3
+    assert 'p/q' in keys
+
+
+def test_pooled_rows_follow_their_component_rows(directory, tmp_path):
+    declared = media_table(directory)
+    from pixeltable.functions.video import frame_iterator
+
+    items = declared.Items.table
+    frames = pxt.create_view(f'{directory}/frames', items, iterator=frame_iterator(items.clip, fps=1))
+    frames.add_computed_column(v=mm.functions.pixels(frames.frame, size=2))
+    for name in 'ab':
+        media.clip(tmp_path / f'{name}.mp4', seed=ord(name))
+    rows = [{'key': 'a', 'clip': 'a.mp4'}, {'key': 'b', 'clip': 'b.mp4'}, {'key': 'none', 'clip': None}]
+    mm.ingest(declared.Items, mm.sources.rows(write_csv(tmp_path / 'a.csv', rows)))
+    fields = {'mean': mm.field.pooled(mm.functions.mean_pool(frames.v)), 'price': items.price}
+    first = mm.snapshot(items, root=tmp_path / 's', fields=fields)
+    values, there = first.snapshot.rows().read('mean')
+    assert there.tolist() == [True, True, False]
+    each = [row['v'] for row in frames.where(frames.key == 'a').select(frames.v).collect()]
+    np.testing.assert_allclose(values[0], np.mean(each, axis=0), rtol=1e-6)
+    frames.add_computed_column(w=mm.functions.pixels(frames.frame, size=1))
+    frames.recompute_columns('v')
+    assert mm.snapshot(items, root=tmp_path / 's', fields=fields).written == 0
+    media.clip(tmp_path / 'b.mp4', seed=9)
+    mm.ingest(declared.Items, mm.sources.rows(tmp_path / 'a.csv'))
+    report = mm.snapshot(items, root=tmp_path / 's', fields=fields)
+    assert (report.inserted, report.dropped, report.updated) == (1, 1, 0)
+
+    spine = mm.snapshot(frames, root=tmp_path / 'f', fields={'v': frames.v}).snapshot
+    assert sorted(spine.rows().keys) == [f'{key}/{i}' for key in 'ab' for i in range(3)]
+    (tmp_path / 'a.mp4').unlink()
+    with pytest.raises(SourceChangedError, match="column clip: .*a.mp4' is gone"):
+        mm.snapshot(frames, root=tmp_path / 'g', fields={'v': frames.v})
+    with pytest.raises(SnapshotError, match='field .v. .*is not a column of'):
+        mm.snapshot(items, root=tmp_path / 'h', fields={'v': frames.v})
+    with pytest.raises(SnapshotError, match='itself made by an iterator'):
+        mm.snapshot(frames, root=tmp_path / 'h', fields={'v': mm.field.pooled(mm.functions.mean_pool(frames.v))})
+
+
+@pytest.mark.parametrize('how', ['other image', 'no image', 'gone'])
+def test_a_file_overwritten_since_it_was_ingested_is_refused_by_key_until_it_is_ingested_again(
+    directory, tmp_path, how
+):
+    declared = media_table(directory)
+    manifest = write_csv(tmp_path / 'a.csv', [{'key': key, 'photo': f'{key}.jpg'} for key in ('one', 'two', 'three')])
+    for key in ('one', 'two', 'three'):
+        media.photo(tmp_path / f'{key}.jpg', seed=len(key))
+    mm.ingest(declared.Items, mm.sources.rows(manifest))
+    I, root = declared.Items, tmp_path / 's'
+    fields = {'square': I.square}
+    before = mm.snapshot(I.table.where(I.key != 'two'), root=root, fields=fields).snapshot
+    if how == 'other image':
+        media.photo(tmp_path / 'two.jpg', seed=99)
+    elif how == 'no image':
+        (tmp_path / 'two.jpg').write_text('gone wrong')
+    else:
+        (tmp_path / 'two.jpg').unlink()
+    for asked in (fields, {'photo': mm.field.image(I.photo, size=4)}, {'file': mm.field.file(I.photo)}):
+        with pytest.raises(
+            SourceChangedError, match="row 'two', column photo: .*two.jpg.*Run `mmpipe ingest`"
+        ) as raised:
+            mm.snapshot(I, root=root, fields=asked)
+        assert "'one'" not in str(raised.value)
+    assert open_snapshot(root).id == before.id
+    assert mm.snapshot(I, root=tmp_path / 'c', fields={'caption': I.caption}).inserted == 3  # reads no photo
+    media.photo(tmp_path / 'two.jpg', seed=99)
+    os.utime(tmp_path / 'one.jpg')  # touched, not changed
+    assert mm.ingest(I, mm.sources.rows(manifest)).replaced == 1
+    assert len(mm.snapshot(I, root=root, fields=fields).snapshot) == 3
+
+
+def test_a_crash_between_shards_and_commit_leaves_the_old_snapshot(declared, monkeypatch):
+    first = declared.freeze().snapshot
+    declared.table.insert([{'key': 'new', 'x': 1}])
+
+    def crash(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(write_module, 'commit', crash)
+    with pytest.raises(KeyboardInterrupt):
+        declared.freeze()
+    monkeypatch.undo()
+    opened = open_snapshot(declared.root)
+    opened.verify()
+    assert opened.id == first.id
+    report = declared.freeze()
+    assert (report.inserted, report.updated) == (1, 0)
+
+
+def test_a_table_that_moves_while_it_is_read_is_read_again(declared, monkeypatch):
+    real, calls = write_module.read_page, []
+
+    def disturbed(*args):
+        calls.append(1)
+        if len(calls) == 1:
+            declared.table.insert([{'key': 'between', 'x': 77}])
+        return real(*args)
+
+    monkeypatch.setattr(write_module, 'read_page', disturbed)
+    assert 'between' in declared.freeze().snapshot.rows().keys
+
+    def always(*args):
+        declared.table.insert([{'key': f'more{next(_roots)}', 'x': 1}])
+        return real(*args)
+
+    declared.table.insert([{'key': 'first', 'x': 1}])
+    monkeypatch.setattr(write_module, 'read_page', always)
+    with pytest.raises(SnapshotError, match=rf"'{declared.path}' changed during each of 3 attempts.*Pause the writer"):
+        declared.freeze()
+
+
+def test_a_root_that_another_process_writes_is_busy(declared, monkeypatch):
+    def busy(name, **_):
+        raise BusyError(name)
+
+    monkeypatch.setattr(write_module, 'writer_lock', busy)
+    with pytest.raises(BusyError, match=str(declared.root)):
+        declared.freeze()
+
+
+def test_empty_tables_and_filters_are_refused_and_keep_what_is_there(declared, directory):
+    empty = pxt.create_table(f'{directory}/empty', {'x': pxt.Int})
+    with pytest.raises(SnapshotError, match="empty' has no rows to freeze. Run `mmpipe ingest`"):
+        mm.snapshot(empty, root=declared.root / 'e', fields={'x': empty.x})
+    with pytest.raises(SnapshotError, match='is left in the filter. Widen it'):
+        declared.freeze(query=declared.table.where(declared.table.x > 1000))
+    first = declared.freeze()
+    declared.table.delete()
+    with pytest.raises(SnapshotError, match='is left in the filter'):
+        declared.freeze()
+    assert open_snapshot(declared.root).id == first.snapshot.id
+
+
+def test_a_table_that_mmpipe_did_not_make_can_be_frozen(directory, tmp_path):
+    table = pxt.create_table(f'{directory}/plain', {'photo': pxt.Image, 'origin': pxt.String})
+    photo = media.photo(tmp_path / 'a.png')
+    table.insert([{'photo': str(photo), 'origin': 'a camera'}])
+    fields = {'photo': mm.field.image(table.photo, size=6, fit='pad'), 'origin': table.origin}
+    snapshot = mm.snapshot(table, root=tmp_path / 's', fields=fields).snapshot
+    assert snapshot.rows().keys.tolist() == ['0']
+    assert snapshot.splits == {'': 1}
+    assert snapshot.rows().read('photo')[0].shape == (1, 3, 6, 6)
+    assert PIL.Image.open(photo).mode == 'RGB'
+
+
+def test_calls_that_cannot_work_are_refused_with_the_next_move(declared):
+    N = declared.Numbers
+    with pytest.raises(SnapshotError, match='without fields holds nothing'):
+        declared.freeze(fields={})
+    with pytest.raises(SchemaError, match=r'this query has limit. Name the fields in fields='):
+        declared.freeze(query=declared.table.limit(3))
+    with pytest.raises(SchemaError, match='has select_list|has select'):
+        declared.freeze(query=declared.table.select(declared.table.x))
+    with pytest.raises(SnapshotError, match="field 'x' is 'x', not a Pixeltable expression"):
+        declared.freeze(fields={'x': 'x'})
+    with pytest.raises(SnapshotError, match=r"the split of '.*numbers' is .*Int.*wants a string expression"):
+        declared.freeze(split=N.x)
+    with pytest.raises(SnapshotError, match='is str, and it wants a string expression'):
+        declared.freeze(split='fold')
+    with pytest.raises(FieldError, match="start with '_'"):
+        declared.freeze(fields={'_x': N.x})
+    with pytest.raises(FieldError, match=rf"'{declared.path}': field 'origin' is Json.*mm.field.labels"):
+        declared.freeze(fields={'origin': N.origin})
+    with pytest.raises(FieldError, match='wants an image'):
+        declared.freeze(fields={'x': mm.field.image(N.text, size=4)})
+    with pytest.raises(FieldError, match='wants a media column'):
+        declared.freeze(fields={'x': mm.field.file(N.text)})
+    with pytest.raises(FieldError, match='wants a string'):
+        declared.freeze(fields={'x': mm.field.label(N.x)})
+    with pytest.raises(FieldError, match='size is at least 1'):
+        mm.field.image(N.x, size=0)
+    with pytest.raises(FieldError, match='not a list of different words'):
+        mm.field.label(N.text, vocabulary=['a', 'a'])
+    with pytest.raises(ConfigError, match='local directories'):
+        declared.freeze(root='s3://bucket/x')
+    with pytest.raises(SnapshotError, match='is pooled, but its columns are not of a view with an iterator'):
+        declared.freeze(fields={'x': mm.field.pooled(mm.functions.mean_pool(spread(N.x)))})
