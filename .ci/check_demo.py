@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 KEYS = {'rows', 'computed', 'written', 'snapshot', 'metrics', 'baselines', 'seconds'}
 LIMIT_S = 300
@@ -11,16 +12,19 @@ LIMIT_S = 300
 
 def main(first_path: str, second_path: str) -> None:
     """Compare a first demo with a second one."""
-    first, second = (json.load(open(path, encoding='utf-8')) for path in (first_path, second_path))
+    first, second = (json.loads(Path(path).read_text(encoding='utf-8')) for path in (first_path, second_path))
     for run in (first, second):
         assert set(run) == {'first', 'unchanged', 'added'}, run.keys()
         for name, phase in run.items():
             assert set(phase) >= KEYS, (name, phase.keys())
     rows = {name: phase['rows'] for name, phase in first.items()}
-    assert rows['first'] == rows['unchanged'] and rows['added']['items'] > rows['first']['items'], rows
-    assert first['first']['written'] > 0 and all(first['first']['computed'].values()), first['first']['computed']
+    assert rows['first'] == rows['unchanged'], rows
+    assert rows['added']['items'] > rows['first']['items'], rows
+    assert first['first']['written'] > 0
+    assert all(first['first']['computed'].values()), first['first']['computed']
     for phase in (first['unchanged'], *second.values()):
-        assert phase['written'] == 0 and not any(phase['computed'].values()), phase
+        assert phase['written'] == 0, phase
+        assert not any(phase['computed'].values()), phase
     new_items = rows['added']['items'] - rows['first']['items']
     assert first['added']['computed']['items.split'] == new_items, first['added']['computed']
     assert first['added']['snapshot'] != first['first']['snapshot'] == first['unchanged']['snapshot']

@@ -7,6 +7,7 @@
 Pictures, titles, descriptions, authors, dates and keywords are real; speech, clips and the lay-out of the documents
 are made from them (see examples/data/README.md). The same packages give the same bytes: nothing depends on the clock.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -24,22 +25,62 @@ from build_drawings import Drawing, read_drawings
 from build_media import BuildError, draw, voice_of, write_clip, write_markdown, write_pdf, write_photo, write_speech
 from PIL import Image
 
-COLUMNS = ('key', 'group', 'photo', 'caption', 'speech', 'clip', 'document', 'width', 'height', 'png_bytes', 'editor',
-           'uploaded', 'voice', 'category', 'keywords', 'detail')
+COLUMNS = (
+    'key',
+    'group',
+    'photo',
+    'caption',
+    'speech',
+    'clip',
+    'document',
+    'width',
+    'height',
+    'png_bytes',
+    'editor',
+    'uploaded',
+    'voice',
+    'category',
+    'keywords',
+    'detail',
+)
 CREDITS = ('key', 'author', 'source')
 
 # The labels of the multi-label task: keywords of at least 8 drawings that are no other name of a category.
-KEYWORDS = ('america', 'animal', 'car', 'cat', 'computer', 'dog', 'festive', 'flower', 'fruit', 'icecream', 'menu',
-            'oceania', 'sign', 'transport', 'tree')
-SAME_KEYWORD = {'canada': 'america', 'north_america': 'america', 'northamerica': 'america', 'feline': 'cat',
-                'transportation': 'transport', 'automobile': 'car', 'flowers': 'flower', 'fruits': 'fruit'}
+KEYWORDS = (
+    'america',
+    'animal',
+    'car',
+    'cat',
+    'computer',
+    'dog',
+    'festive',
+    'flower',
+    'fruit',
+    'icecream',
+    'menu',
+    'oceania',
+    'sign',
+    'transport',
+    'tree',
+)
+SAME_KEYWORD = {
+    'canada': 'america',
+    'north_america': 'america',
+    'northamerica': 'america',
+    'feline': 'cat',
+    'transportation': 'transport',
+    'automobile': 'car',
+    'flowers': 'flower',
+    'fruits': 'fruit',
+}
 # Taken out of every title and description, also inside longer words and in the library's other languages: what names
 # a category or a keyword.
 NAMING = re.compile(
     r'\w*(mammal|animal|insect|insett|\bbugs?\b|ladybug|boat|sail|dessert|desert\b|flag|hardware|computer|plants?\b'
     r'|vehicle|automobile|\bcars?\b|redcar|\bcats?\b|gatt[oi]|feline|\bdogs?\b|festiv|flower|fior[ei]|fruit|ice ?cream'
     r'|glace|gelato|menu|oceania|america|canad|\bsigns?\b|transport|trees?\b|albero|arbre)\w*',
-    re.IGNORECASE)
+    re.IGNORECASE,
+)
 GENERIC_TITLE = re.compile(r'^(clipart by|etiquette icons$|svg road signs$|$)', re.IGNORECASE)
 
 # Shares of the items that have a modality, and of the labels that are held back; each is drawn from a hash of the key.
@@ -81,9 +122,15 @@ def uploaded_of(drawing: Drawing) -> str:
 
 def record_of(drawing: Drawing, size: tuple[int, int]) -> list[tuple[str, str]]:
     """The lines of a document about the drawing; what is not known is left out, and so is every label."""
-    lines = [('By', drawing.author), ('Published by', drawing.publisher), ('Date', drawing.date),
-             ('Description', drawing.description), ('Drawn with', drawing.editor.title().removesuffix('Other')),
-             ('Size', f'{size[0]} x {size[1]} pixels'), ('Licence', 'Public domain')]
+    lines = [
+        ('By', drawing.author),
+        ('Published by', drawing.publisher),
+        ('Date', drawing.date),
+        ('Description', drawing.description),
+        ('Drawn with', drawing.editor.title().removesuffix('Other')),
+        ('Size', f'{size[0]} x {size[1]} pixels'),
+        ('Licence', 'Public domain'),
+    ]
     return [(name, redact(text)) for name, text in lines if redact(text)]
 
 
@@ -95,8 +142,15 @@ def build_row(drawing: Drawing, out: Path) -> dict[str, str]:
         image = opened.copy()
     caption = caption_of(drawing)
     row = dict.fromkeys(COLUMNS, '') | {
-        'key': key, 'group': drawing.group, 'caption': caption, 'width': str(image.width), 'height': str(image.height),
-        'png_bytes': str(drawing.png.stat().st_size), 'editor': drawing.editor, 'uploaded': uploaded_of(drawing)}
+        'key': key,
+        'group': drawing.group,
+        'caption': caption,
+        'width': str(image.width),
+        'height': str(image.height),
+        'png_bytes': str(drawing.png.stat().st_size),
+        'editor': drawing.editor,
+        'uploaded': uploaded_of(drawing),
+    }
     media: dict[str, Path] = {}
     if draw(key, 'clip') < WITH_CLIP:
         media['clip'] = write_clip(image, key, out / 'clips')
@@ -111,17 +165,23 @@ def build_row(drawing: Drawing, out: Path) -> dict[str, str]:
         write = write_pdf if draw(key, 'document') < WITH_PDF else write_markdown
         media['document'] = write(caption or 'Untitled', record_of(drawing, image.size), key, out / 'documents')
     row |= {name: path.relative_to(out).as_posix() for name, path in media.items()}
-    labels = {'category': drawing.category, 'keywords': ';'.join(keywords_of(drawing)),
-              'detail': f'{math.log10(drawing.segments):.3f}' if drawing.segments else ''}
+    labels = {
+        'category': drawing.category,
+        'keywords': ';'.join(keywords_of(drawing)),
+        'detail': f'{math.log10(drawing.segments):.3f}' if drawing.segments else '',
+    }
     return row | {name: label for name, label in labels.items() if draw(key, f'hidden {name}') >= HIDDEN[name]}
 
 
 def held_back(drawings: list[Drawing]) -> set[str]:
     """Keys of the items that arrive later: some whole small groups, and some single items of groups already there."""
     sizes = Counter(drawing.group for drawing in drawings)
-    return {drawing.key for drawing in drawings
-            if (sizes[drawing.group] <= LATER_GROUP_SIZE and draw(drawing.group, 'later group') < LATER_GROUPS)
-            or draw(drawing.key, 'later item') < LATER_ITEMS}
+    return {
+        drawing.key
+        for drawing in drawings
+        if (sizes[drawing.group] <= LATER_GROUP_SIZE and draw(drawing.group, 'later group') < LATER_GROUPS)
+        or draw(drawing.key, 'later item') < LATER_ITEMS
+    }
 
 
 def write_csv(path: Path, columns: Iterable[str], rows: Iterable[dict[str, str]]) -> None:
@@ -157,8 +217,10 @@ def build(clipart: Path, out: Path) -> dict[str, int]:
                 print(f'{done}/{len(drawings)} items', file=sys.stderr)
         write_csv(fresh / 'items.csv', COLUMNS, rows[False])
         write_csv(fresh / 'held_back.csv', COLUMNS, rows[True])
-        credits = [{'key': drawing.key, 'author': drawing.author, 'source': drawing.png.relative_to(clipart).as_posix()}
-                   for drawing in drawings]
+        credits = [
+            {'key': drawing.key, 'author': drawing.author, 'source': drawing.png.relative_to(clipart).as_posix()}
+            for drawing in drawings
+        ]
         write_csv(fresh / 'credits.csv', CREDITS, credits)
         for path in sorted(fresh.iterdir()):
             target = out / path.name
@@ -172,8 +234,9 @@ def build(clipart: Path, out: Path) -> dict[str, int]:
 def main() -> None:
     """Command line of the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--clipart', type=Path, default=Path('/usr/share/openclipart'),
-                        help='folder with png/ and svg/')
+    parser.add_argument(
+        '--clipart', type=Path, default=Path('/usr/share/openclipart'), help='folder with png/ and svg/'
+    )
     parser.add_argument('--out', type=Path, default=Path(__file__).parent / 'data', help='folder to write')
     arguments = parser.parse_args()
     try:

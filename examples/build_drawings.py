@@ -2,6 +2,7 @@
 
 Used by `build_data.py` only. Reads Debian's `openclipart-png` (pixels) and `openclipart-svg` (metadata, vector paths).
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -22,9 +23,20 @@ CATEGORIES: dict[str, tuple[str, ...]] = {
     'boat': ('transportation/boating/*',),
     'bug': ('animals/bugs/*',),
     'dessert': ('food/desserts/*',),
-    'flag': tuple(f'signs_and_symbols/flags/{name}' for name in (
-        'signalflag_*', '*/canada/*', 'oceania/**/*', 'golf_*', 'vancouver_*', 'florence_*', 'cymru_*', 'uk-guernsey_*',
-        'saint_helena*')),
+    'flag': tuple(
+        f'signs_and_symbols/flags/{name}'
+        for name in (
+            'signalflag_*',
+            '*/canada/*',
+            'oceania/**/*',
+            'golf_*',
+            'vancouver_*',
+            'florence_*',
+            'cymru_*',
+            'uk-guernsey_*',
+            'saint_helena*',
+        )
+    ),
     'hardware': ('computer/hardware/*',),
     'mammal': ('animals/mammals/**/*',),
     'plant': ('plants/**/*',),
@@ -35,7 +47,8 @@ CATEGORIES: dict[str, tuple[str, ...]] = {
 LEFT_OUT = re.compile(
     r'/(hummer_0[12]|m1_abrams|military_|the_mad_little|trawler|lighthouse|crossroads|curve_ahead|quay_sign'
     r'|parking_|wing_|cat_scrathing|emule|cartoon_vgcats|porcinet|gatto_nero|schermo_mac|laptop_0|gameboy|christmas_|cannabis'
-    r'|lightly_decorated|human_|bowsaw|bypasspruner|.*(aborigin|maori|torres|trust_territory|acadia))')
+    r'|lightly_decorated|human_|bowsaw|bypasspruner|.*(aborigin|maori|torres|trust_territory|acadia))'
+)
 MAX_PIXELS = 40_000_000
 MAX_PER_CATEGORY = 96
 MAX_PER_GROUP = 12
@@ -74,8 +87,10 @@ def read_drawings(clipart: Path) -> list[Drawing]:
         BuildError: the clip art is not there, or a picture has no SVG of the same name.
     """
     if not (clipart / 'png').is_dir() or not (clipart / 'svg').is_dir():
-        raise BuildError(f'No clip art in {str(clipart)!r}: it needs the folders png and svg. '
-                         'Run `apt install openclipart-png openclipart-svg`, or name another folder with --clipart.')
+        raise BuildError(
+            f'No clip art in {str(clipart)!r}: it needs the folders png and svg. '
+            'Run `apt install openclipart-png openclipart-svg`, or name another folder with --clipart.'
+        )
     seen: dict[str, Drawing] = {}
     for category, patterns in CATEGORIES.items():
         files = {path for pattern in patterns for path in (clipart / 'png').glob(pattern + '.png')}
@@ -121,9 +136,18 @@ def read_svg(png: Path, svg: Path, category: str) -> Drawing:
     lower = text.lower()
     editor = next((name for name in ('inkscape', 'sodipodi', 'illustrator') if name in lower), 'other')
     return Drawing(
-        png=png, name=slug(png.stem), category=category, title=about.get('title', ''), date=about.get('date', ''),
-        description=about.get('description', ''), author=about.get('creator', ''), publisher=about.get('publisher', ''),
-        editor=editor, keywords=keywords, segments=count_segments(root))
+        png=png,
+        name=slug(png.stem),
+        category=category,
+        title=about.get('title', ''),
+        date=about.get('date', ''),
+        description=about.get('description', ''),
+        author=about.get('creator', ''),
+        publisher=about.get('publisher', ''),
+        editor=editor,
+        keywords=keywords,
+        segments=count_segments(root),
+    )
 
 
 def count_segments(root: ElementTree.Element) -> int | None:

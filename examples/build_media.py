@@ -3,6 +3,7 @@
 Used by `build_data.py` only. Every choice (size, format, voice, camera path) is drawn from a hash of the item's key,
 so that it depends on no label and the same packages give the same bytes.
 """
+
 from __future__ import annotations
 
 import hashlib

@@ -3,8 +3,9 @@
     declare ──► plan/apply ──► ingest ──► snapshot ──► load ──► train ──► transfer
     pixeltable                            shards       torch    runs
 
-The store side (`plan`, `apply`, `sources`, `ingest`, `functions`, `field`, `snapshot`) never imports torch, the torch side
-(`open_snapshot`, `DataLoader`, `MultitaskModel`, `Trainer`, ...) never imports Pixeltable; they share shards and runs on disk.
+The store side (`plan`, `apply`, `sources`, `ingest`, `functions`, `field`, `snapshot`) never imports torch, the torch
+side (`open_snapshot`, `DataLoader`, `MultitaskModel`, `Trainer`, ...) never imports Pixeltable; they share shards and
+runs on disk.
 Every name is imported on first use, so that `import mmpipe` costs nothing.
 """
 
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from mmpipe.models import BareModel as BareModel
     from mmpipe.models import MultitaskModel as MultitaskModel
     from mmpipe.models import encoders as encoders
+    from mmpipe.overview import status as status
     from mmpipe.plans import Plan as Plan
     from mmpipe.plans import apply as apply
     from mmpipe.plans import plan as plan
@@ -84,22 +86,23 @@ if TYPE_CHECKING:
     from mmpipe.sources import IngestReport as IngestReport
     from mmpipe.sources import ingest as ingest
     from mmpipe.sources import quarantined as quarantined
-    from mmpipe.overview import status as status
     from mmpipe.train import Trainer as Trainer
     from mmpipe.train import classification as classification
-    from mmpipe.train.evaluate import evaluate as evaluate
     from mmpipe.train import load_model as load_model
     from mmpipe.train import multilabel as multilabel
     from mmpipe.train import predict as predict
     from mmpipe.train import regression as regression
     from mmpipe.train import transfer as transfer
+    from mmpipe.train.evaluate import evaluate as evaluate
 
 
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f'module mmpipe has no attribute {name!r}')
     where = _WHERE[name]
-    value = importlib.import_module(f'mmpipe.{name}') if where is None else getattr(importlib.import_module(where), name)
+    value = (
+        importlib.import_module(f'mmpipe.{name}') if where is None else getattr(importlib.import_module(where), name)
+    )
     globals()[name] = value  # also over a submodule of the same name, which importing it has just put here
     return value
 

@@ -1,4 +1,4 @@
-"""The `mmpipe` command. Results go to stdout, progress to stderr; an error is one line with the next move, and exit status 1."""
+"""The `mmpipe` command: results on stdout, progress on stderr, an error as one line with the next move."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ PENDING = 2  # exit status of `plan` when there is something to apply, as in ter
 
 app = typer.Typer(
     name='mmpipe',
-    help='Multimodal data pipelines: Pixeltable tables in, trained PyTorch models out, at a cost proportional to the change.',
+    help='Pixeltable tables in, trained PyTorch models out, at a cost proportional to the change.',
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
-PipelineName = Annotated[str, typer.Argument(metavar='PIPELINE', help='Folder below `pipelines` with schema.py, views.py, training.py.')]
-Directory = Annotated[str | None, typer.Option('--dir', help="Pixeltable directory of the tables; the pipeline's name when left out.")]
+PipelineName = Annotated[
+    str, typer.Argument(metavar='PIPELINE', help='Folder below `pipelines` with schema.py, views.py, training.py.')
+]
+Directory = Annotated[
+    str | None, typer.Option('--dir', help="Pixeltable directory of the tables; the pipeline's name when left out.")
+]
 AsJson = Annotated[bool, typer.Option('--json', help='Print one JSON object on stdout.')]
 _debug = False
 
@@ -55,7 +59,8 @@ def demo(
     fresh: Annotated[bool, typer.Option('--fresh', help='Forget earlier demos and start over.')] = False,
     quick: Annotated[bool, typer.Option('--quick', help='Every eighth item and a few epochs, to see it run.')] = False,
     add: Annotated[
-        Path | None, typer.Option('--add', metavar='DIR', help='Your own images, audio, video and documents to take in too.')
+        Path | None,
+        typer.Option('--add', metavar='DIR', help='Your own images, audio, video and documents to take in too.'),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -137,7 +142,9 @@ def ingest(
         tables = found.bind()
         show = StageProgress()
         with show.stage('ingest'):
-            reports = [bring_in(table, source, progress=show) for table, source in found.module('views').sources(folder)]
+            reports = [
+                bring_in(table, source, progress=show) for table, source in found.module('views').sources(folder)
+            ]
         computed = cells_by_column(tables, counts())
         result = {
             'tables': [{**asdict(report), 'written': report.written} for report in reports],
@@ -154,8 +161,8 @@ def status(pipeline: PipelineName, directory: Directory = None, as_json: AsJson 
     """Show rows, failed cells and quarantine of each table, the current snapshot, and the runs."""
 
     def run() -> tuple[Any, str]:
-        from mmpipe.pipeline import find_pipeline
         from mmpipe.overview import status as look
+        from mmpipe.pipeline import find_pipeline
 
         found = find_pipeline(pipeline, directory=directory)
         seen = look(found.directory, name=found.name)
@@ -168,7 +175,9 @@ def status(pipeline: PipelineName, directory: Directory = None, as_json: AsJson 
 def snapshot(
     pipeline: PipelineName,
     directory: Directory = None,
-    root: Annotated[Path | None, typer.Option(help='Directory of the shards; .mmpipe/shards/PIPELINE when left out.')] = None,
+    root: Annotated[
+        Path | None, typer.Option(help='Directory of the shards; .mmpipe/shards/PIPELINE when left out.')
+    ] = None,
     full: Annotated[bool, typer.Option('--full', help='Look at every row, not only at changed ones.')] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -194,7 +203,9 @@ def snapshot(
 @app.command(epilog='Example: mmpipe train demo --continue')
 def train(
     pipeline: PipelineName,
-    root: Annotated[Path | None, typer.Option(help='Directory of the shards; .mmpipe/shards/PIPELINE when left out.')] = None,
+    root: Annotated[
+        Path | None, typer.Option(help='Directory of the shards; .mmpipe/shards/PIPELINE when left out.')
+    ] = None,
     go_on: Annotated[bool, typer.Option('--continue', help="Start from the pipeline's last finished run.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -220,7 +231,13 @@ def train(
         lines = [f'run {made.id} on snapshot {frozen.id}: {made.path}']
         for task, scores in made.metrics.items():
             lines.append(f'  {task}: ' + ', '.join(f'{name} {_number(value)}' for name, value in scores.items()))
-        result = {'run': made.id, 'path': str(made.path), 'snapshot': frozen.id, 'metrics': made.metrics, 'parent': made.parent}
+        result = {
+            'run': made.id,
+            'path': str(made.path),
+            'snapshot': frozen.id,
+            'metrics': made.metrics,
+            'parent': made.parent,
+        }
         return result, '\n'.join(lines)
 
     _print(run, as_json)

@@ -1,8 +1,8 @@
 """The demo: the whole path on a bundled data set, then once more with nothing new, then with files that were held back.
 
-    first ──► plan, apply ──► ingest ──► snapshot ──► train ──► compare with baselines
-    unchanged ── the same again: computes and writes 0
-    added ──► ingest, snapshot, train on from the last run: only what is new
+first ──► plan, apply ──► ingest ──► snapshot ──► train ──► compare with baselines
+unchanged ── the same again: computes and writes 0
+added ──► ingest, snapshot, train on from the last run: only what is new
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def data_folder() -> Path:
     for folder in (package / '_demo' / 'data', package.parent / 'examples' / 'data'):
         if (folder / 'items.csv').is_file():
             return folder
-    raise ConfigError('the demo data is not in this installation: install the wheel, or run `mmpipe demo` in a checkout of mmpipe')
+    raise ConfigError(
+        'the demo data is not in this installation: install the wheel, or run `mmpipe demo` in a checkout of mmpipe'
+    )
 
 
 def run_demo(*, fresh: bool, quick: bool, add: Path | None, show: StageProgress) -> dict[str, Any]:
@@ -47,8 +49,8 @@ def run_demo(*, fresh: bool, quick: bool, add: Path | None, show: StageProgress)
         show: where progress goes.
 
     Returns:
-        {'first': ..., 'unchanged': ..., 'added': ...}; each with rows, computed, written, snapshot, metrics, baselines and
-        seconds, as the README describes them.
+        {'first': ..., 'unchanged': ..., 'added': ...}; each with rows, computed, written, snapshot, metrics, baselines
+        and seconds, as the README describes them.
 
     Raises:
         MissingExtraError: the extra `demo` is not installed.
@@ -117,8 +119,9 @@ def _phase(
         written += frozen.written
     computed = cells_by_column(pipeline.tables, Counter(counts()) - before)
     metrics, baselines, run = _train(pipeline, frozen.snapshot, show, quick=quick)
+    tables = {path_of(table).rsplit('/', 1)[-1]: table for table in tables_in(pipeline.directory)}
     return {
-        'rows': {path_of(table).removeprefix(f'{pipeline.directory}/'): table.count() for table in tables_in(pipeline.directory)},
+        'rows': {name: table.count() for name, table in tables.items()},
         'computed': computed,
         'written': written,
         'snapshot': frozen.snapshot.id,
@@ -144,11 +147,17 @@ def _train(
         training, baselines = pipeline.module('training'), pipeline.module('baselines')
     runs = [run for run in map(open_run, list_runs(NAME)) if run.status == 'finished']
     with show.stage('train'):
-        run = training.train(snapshot, continue_from=runs[-1] if runs else None, epochs=2 if quick else None, progress=show)
+        run = training.train(
+            snapshot, continue_from=runs[-1] if runs else None, epochs=2 if quick else None, progress=show
+        )
         tested = training.test(run, snapshot)
     with show.stage('compare'):
         model, probes = baselines.compare(
-            snapshot, runs=str(runs_dir()), seeds=1 if quick else baselines.SEEDS, epochs=2 if quick else None, progress=show
+            snapshot,
+            runs=str(runs_dir()),
+            seeds=1 if quick else baselines.SEEDS,
+            epochs=2 if quick else None,
+            progress=show,
         )
     metrics = {
         task: {'metric': metric, **model[task], 'test': tested[task][metric], 'test_rows': tested[task]['n']}
@@ -167,11 +176,23 @@ def describe(phase: dict[str, Any]) -> str:
     cells = ', '.join(f'{column} {count}' for column, count in computed.items()) or 'none'
     rows = ', '.join(f'{table} {count}' for table, count in phase['rows'].items())
     run = phase['run']
-    lines = [f'rows: {rows}', f'computed cells: {cells}', f'rows written: {phase["written"]}; snapshot {phase["snapshot"]}']
-    how = f'continued from {run["continued"]}, {run["new_rows"]} new training rows' if run['continued'] else 'from scratch'
+    lines = [
+        f'rows: {rows}',
+        f'computed cells: {cells}',
+        f'rows written: {phase["written"]}; snapshot {phase["snapshot"]}',
+    ]
+    how = (
+        f'continued from {run["continued"]}, {run["new_rows"]} new training rows'
+        if run['continued']
+        else 'from scratch'
+    )
     lines.append(f'run {run["id"]}, {how}')
     names = list(next(iter(phase['baselines'].values())))
-    lines.append(f'{"task":<9} {"metric":<9} {"model":>13} ' + ''.join(f'{name:>14}' for name in names) + f'{"kept run, test":>18}')
+    lines.append(
+        f'{"task":<9} {"metric":<9} {"model":>13} '
+        + ''.join(f'{name:>14}' for name in names)
+        + f'{"kept run, test":>18}'
+    )
     for task, scores in phase['metrics'].items():
         probes = ''.join(f'{_plus_minus(phase["baselines"][task][name]):>14}' for name in names)
         test = f'{scores["test"]:.3f} ({scores["test_rows"]} rows)'
@@ -181,5 +202,3 @@ def describe(phase: dict[str, Any]) -> str:
 
 def _plus_minus(summary: dict[str, float]) -> str:
     return f'{summary["mean"]:.3f}±{summary["std"]:.2f}'
-
-

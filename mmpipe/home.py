@@ -69,7 +69,7 @@ def cache_dir() -> Path:
 
 
 def configure_pixeltable() -> Path:
-    """Point Pixeltable at the project's home, unless it, or the user, has settled that already. Call before importing it.
+    """Point Pixeltable at the project's home, unless that is settled already. Call it before importing Pixeltable.
 
     Pixeltable starts its Postgres as soon as a schema with an iterator view is imported, and at its default
     verbosity prints to stdout, which would break `--json`; so both are settled through the environment here. Where

@@ -56,11 +56,17 @@ class Status:
         return asdict(self)
 
     def __str__(self) -> str:
-        lines = [f'{self.directory}:' if self.tables else f'{self.directory}: no tables; `mmpipe apply {self.directory}` makes them']
+        lines = [
+            f'{self.directory}:'
+            if self.tables
+            else f'{self.directory}: no tables; `mmpipe apply {self.directory}` makes them'
+        ]
         for table in self.tables:
             failed = ''.join(f', {name}: {count} cells failed' for name, count in table.failed.items())
             bad = f', {table.quarantined} in quarantine' if table.quarantined else ''
-            lines.append(f'  {table.kind:<6} {table.path:<28} {table.rows:>9,} rows  version {table.version}{bad}{failed}')
+            lines.append(
+                f'  {table.kind:<6} {table.path:<28} {table.rows:>9,} rows  version {table.version}{bad}{failed}'
+            )
         if self.snapshot is None:
             lines.append('  no snapshot')
         else:

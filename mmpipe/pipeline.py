@@ -1,8 +1,8 @@
 """Find a pipeline by name: the modules `pipelines/<name>/{schema,views,training}.py` of the project.
 
-    schema.py    Tables = pxt.model_base() and its table classes
-    views.py     sources(folder) -> [(table class, source), ...];  training_view() -> arguments of mm.snapshot
-    training.py  train(snapshot, *, runs, continue_from, progress) -> Run;  no Pixeltable in it
+schema.py    Tables = pxt.model_base() and its table classes
+views.py     sources(folder) -> [(table class, source), ...];  training_view() -> arguments of mm.snapshot
+training.py  train(snapshot, *, runs, continue_from, progress) -> Run;  no Pixeltable in it
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class Pipeline:
         if part != 'training':
             configure_pixeltable()
         if importlib.util.find_spec(name) is None:
-            raise ConfigError(f"pipeline '{self.name}' has no pipelines/{self.name}/{part}.py: write one, or name another pipeline")
+            raise ConfigError(
+                f"pipeline '{self.name}' has no pipelines/{self.name}/{part}.py: write one, or name another pipeline"
+            )
         return importlib.import_module(name)
 
     @property
@@ -67,8 +69,8 @@ class Pipeline:
         pending = plan(tables, self.directory)
         if pending.pending:
             raise SchemaError(
-                f"'{self.directory}' is not as pipelines/{self.name}/schema.py declares it ({len(pending.changes)} changes). "
-                f'Run `mmpipe plan {self.name}`, then `mmpipe apply {self.name}`.'
+                f"'{self.directory}' is not as pipelines/{self.name}/schema.py declares it ({len(pending.changes)} changes "
+                f'to apply). Run `mmpipe plan {self.name}`, then `mmpipe apply {self.name}`.'
             )
         tables.bind_all(self.directory)
         return tables

@@ -58,7 +58,12 @@ class StageProgress:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-            columns = (SpinnerColumn(), TextColumn('{task.description:<10}'), BarColumn(), TextColumn('{task.fields[detail]}'))
+            columns = (
+                SpinnerColumn(),
+                TextColumn('{task.description:<10}'),
+                BarColumn(),
+                TextColumn('{task.fields[detail]}'),
+            )
             self._live = Progress(*columns, console=Console(file=self.stream), transient=True)
             self._task = self._live.add_task(name, total=None, detail='')
             self._live.start()

@@ -8,6 +8,7 @@ import shutil
 import site
 import subprocess
 import sys
+import tempfile
 import venv
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +43,18 @@ class Installed:
         self.work = folder / 'work'
         self.work.mkdir()
         subprocess.run(
-            [sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', folder / 'dist', ROOT],
+            [
+                sys.executable,
+                '-m',
+                'pip',
+                'wheel',
+                '-q',
+                '--no-deps',
+                '--no-build-isolation',
+                '-w',
+                folder / 'dist',
+                ROOT,
+            ],
             check=True,
         )
         venv.create(folder / 'env', symlinks=True)
@@ -51,7 +63,17 @@ class Installed:
         # A path line, not a site directory: the editable install of the checkout is not followed from here.
         (packages / 'installed.pth').write_text(site.getsitepackages()[0])
         wheel = next((folder / 'dist').glob('*.whl'))
-        install = [sys.executable, '-m', 'pip', '--python', self.bin / 'python', 'install', '-q', '--no-deps', '--no-index']
+        install = [
+            sys.executable,
+            '-m',
+            'pip',
+            '--python',
+            self.bin / 'python',
+            'install',
+            '-q',
+            '--no-deps',
+            '--no-index',
+        ]
         subprocess.run([*install, '--ignore-installed', wheel], check=True)
         skip = ('MMPIPE', 'PIXELTABLE', 'PYTHON')
         self.env = {key: value for key, value in os.environ.items() if not key.startswith(skip)}
@@ -69,11 +91,13 @@ class Installed:
 
 
 @pytest.fixture(scope='module')
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installed]:
-    made = Installed(tmp_path_factory.mktemp('wheel'))
+def installed() -> Iterator[Installed]:
+    # Not in pytest's own folder: the next pytest closes that to other users, and Postgres runs as one when we are root.
+    folder = Path(tempfile.mkdtemp(prefix='mmpipe-wheel-'))
+    made = Installed(folder)
     yield made
     made.run('python', '-c', 'from mmpipe.store import stop_postgres; stop_postgres()', check=False)
-    shutil.rmtree(made.work, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope='module')
@@ -114,7 +138,9 @@ def test_the_home_is_in_the_working_directory(installed: Installed, first: dict[
     assert (installed.work / '.mmpipe' / 'shards' / 'demo' / 'LATEST').read_text().strip() == first['added']['snapshot']
 
 
-def test_a_second_demo_writes_nothing_and_takes_in_a_folder_of_the_users(installed: Installed, first: dict[str, Any]) -> None:
+def test_a_second_demo_writes_nothing_and_takes_in_a_folder_of_the_users(
+    installed: Installed, first: dict[str, Any]
+) -> None:
     folder = installed.folder / 'mine' / 'mammal'
     folder.mkdir(parents=True)
     Image.new('CMYK', (300, 20), (0, 200, 0, 0)).save(folder / 'wide.jpg')
@@ -154,7 +180,9 @@ def test_the_other_commands_agree_with_the_demo(installed: Installed, first: dic
         (['train', 'demo', '--root', 'nowhere'], 'mmpipe snapshot'),
     ],
 )
-def test_an_error_is_one_line_with_the_next_move(installed: Installed, first: dict[str, Any], arguments: list[str], said: str) -> None:
+def test_an_error_is_one_line_with_the_next_move(
+    installed: Installed, first: dict[str, Any], arguments: list[str], said: str
+) -> None:
     done = installed.run('mmpipe', *arguments, check=False)
     lines = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
     assert done.returncode == 1

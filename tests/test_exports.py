@@ -53,7 +53,8 @@ def test_the_extras_are_declared_and_every_one_that_code_names_exists() -> None:
     assert declared == EXTRAS
     source = '\n'.join(path.read_text(encoding='utf-8') for path in (ROOT / 'mmpipe').rglob('*.py'))
     named = set(re.findall(r"require\(\s*'(\w+)'", source)) | set(re.findall(r'mmpipe\[(\w+)\]', source))
-    assert named and named <= declared
+    assert named
+    assert named <= declared
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:

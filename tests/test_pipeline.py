@@ -22,7 +22,9 @@ def test_an_unknown_pipeline_is_an_error_that_names_the_known_ones() -> None:
         find_pipeline('../demo')
 
 
-def test_a_pipeline_of_the_project_is_found_beside_the_shipped_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipeline_of_the_project_is_found_beside_the_shipped_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / 'pyproject.toml').touch()
     (tmp_path / 'pipelines' / 'mine_only').mkdir(parents=True)
     (tmp_path / 'pipelines' / 'mine_only' / 'training.py').write_text('ANSWER = 42\n')

@@ -33,7 +33,9 @@ def test_the_torch_side_imports_no_pixeltable(package: str) -> None:
     assert 'pixeltable' not in modules_after(f'import mmpipe.{package}')
 
 
-@pytest.mark.parametrize('package', ['store', 'sources', 'functions', 'plans', 'snapshots', 'overview', 'shards', 'runs'])
+@pytest.mark.parametrize(
+    'package', ['store', 'sources', 'functions', 'plans', 'snapshots', 'overview', 'shards', 'runs']
+)
 def test_the_store_side_imports_no_torch(package: str) -> None:
     assert 'torch' not in modules_after(f'import mmpipe.{package}')
 
@@ -44,7 +46,9 @@ def test_the_demo_pipeline_keeps_the_wall() -> None:
 
 
 def test_showing_help_imports_neither_side() -> None:
-    loaded = modules_after('import mmpipe.cli, sys\nsys.argv = ["mmpipe", "--help"]\ntry: mmpipe.cli.main()\nexcept SystemExit: pass')
+    loaded = modules_after(
+        'import mmpipe.cli, sys\nsys.argv = ["mmpipe", "--help"]\ntry: mmpipe.cli.main()\nexcept SystemExit: pass'
+    )
     assert loaded & {'torch', 'pixeltable'} == set()
 
 
@@ -63,7 +67,8 @@ def test_training_runs_in_an_environment_without_pixeltable(tmp_path: Path) -> N
         from mmpipe.shards import Block, Field, write_snapshot
         rng = np.random.default_rng(0)
         x = rng.normal(size=(64, 4)).astype('float32')
-        fields = [Field(name='x', kind='tensor', dtype='float32', shape=(4,)), Field(name='y', kind='scalar', dtype='float32')]
+        x_field = Field(name='x', kind='tensor', dtype='float32', shape=(4,))
+        fields = [x_field, Field(name='y', kind='scalar', dtype='float32')]
         columns = {'x': list(x), 'y': x.sum(1).tolist()}
         snapshot = write_snapshot('shards', fields, Block(keys=[str(i) for i in range(64)], columns=columns))
         def build():

@@ -60,9 +60,7 @@ async def waveform(audio: pxt.Audio) -> pxt.Array[(None,), np.float32]:
 
 @pxt.udf
 @counted
-async def log_mel(
-    audio: pxt.Audio, *, seconds: float = 3.0, n_mels: int = 64
-) -> pxt.Array[(None, None), np.float32]:
+async def log_mel(audio: pxt.Audio, *, seconds: float = 3.0, n_mels: int = 64) -> pxt.Array[(None, None), np.float32]:
     """The log-mel spectrogram of the first `seconds`; all clips give one shape.
 
     The front end of VGGish: windows of 25 ms every 10 ms, mel bands between 125 and 7500 Hz, `log(magnitude + 0.01)`.

@@ -1,8 +1,8 @@
 """Cells that arrive one by one, prepared one by one, computed in batches.
 
-    cell ─► prepare (pool) ─┐
-    cell ─► prepare (pool) ─┼─► 32 ready, or nobody left preparing ─► run (model thread) ─► one result per cell
-    cell ─► prepare fails ──┼─► that cell's own error
+cell ─► prepare (pool) ─┐
+cell ─► prepare (pool) ─┼─► 32 ready, or nobody left preparing ─► run (model thread) ─► one result per cell
+cell ─► prepare fails ──┼─► that cell's own error
 """
 
 from __future__ import annotations

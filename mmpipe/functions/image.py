@@ -174,7 +174,7 @@ def square(image: PIL.Image.Image, size: int, fit: str = 'crop') -> PIL.Image.Im
     """
     _check(size, fit)
     if not image.width or not image.height:
-        raise BadInputError(f"{getattr(image, 'filename', '') or 'an image'} is {image.width} x {image.height} pixels.")
+        raise BadInputError(f'{getattr(image, "filename", "") or "an image"} is {image.width} x {image.height} pixels.')
     if fit == 'crop':
         return PIL.ImageOps.fit(image, (size, size), PIL.Image.Resampling.BICUBIC)
     scale = size / max(image.size)

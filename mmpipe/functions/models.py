@@ -186,7 +186,7 @@ def _load_image_model(name: str) -> ImageModel:
         near = difflib.get_close_matches(base, timm.list_models(), 3, 0.5)
         raise ModelError(
             f"timm {timm.__version__} has no model '{name}'"
-            + (f"; near are {', '.join(near)}" if near else '')
+            + (f'; near are {", ".join(near)}' if near else '')
             + f". timm.list_models() lists them; '{DEFAULT_IMAGE_MODEL}' needs no download."
         )
     # Building a network draws initial weights, and a caller's own random numbers must not depend on our loading.

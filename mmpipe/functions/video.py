@@ -1,4 +1,4 @@
-"""Clips from their frames: Pixeltable's `frame_iterator` gives the frames, `embed_frame` their vectors, `mean_pool` one per clip."""
+"""Clips from their frames: `frame_iterator` of Pixeltable gives frames, `embed_frame` vectors, `mean_pool` one a clip."""
 
 from __future__ import annotations
 

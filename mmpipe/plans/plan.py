@@ -121,8 +121,8 @@ def plan(tables: Any, directory: str) -> Plan:
         found = {diff.path: list(_changes(pxt, diff)) for diff in tables.get_model_diff(directory).values()}
     except pxt.Error as error:
         raise SchemaError(
-            f"the tables declared for '{directory}' do not fit the catalog: {error} Rename the table or column, or remove "
-            f'what is there under its name.'
+            f"the tables declared for '{directory}' do not fit the catalog: {error} Rename the table or column, or "
+            f'remove what is there under its name.'
         ) from error
     _recreate_views_above(pxt, found)
     return Plan(

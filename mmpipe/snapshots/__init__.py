@@ -1,4 +1,4 @@
-"""Training snapshots: a view pinned to its Pixeltable versions, joined, encoded and appended as shards. Imports no torch."""
+"""Training snapshots: a view pinned to its Pixeltable versions, encoded and appended as shards. Imports no torch."""
 
 from mmpipe.snapshots.field import FieldSpec
 from mmpipe.snapshots.write import SnapshotReport, snapshot

@@ -57,7 +57,8 @@ def image(expression: Any, *, size: int, fit: str = 'crop') -> FieldSpec:
     Args:
         expression: image expression.
         size: edge in pixels, at least 1.
-        fit: 'crop' scales the shorter side to `size` and cuts the centre; 'pad' scales the longer side and fills with white.
+        fit: 'crop' scales the shorter side to `size` and cuts the centre; 'pad' scales the longer side and fills with
+            white.
 
     Raises:
         FieldError: a size below 1 or another `fit`.
@@ -158,8 +159,8 @@ def resolve(name: str, spec: FieldSpec, example: Any) -> tuple[FieldSpec, Field]
         if shape is None or dtype is None or any(n is None for n in (shape[1:] if said == 'ragged' else shape)):
             if example is None:
                 raise FieldError(
-                    f"field '{name}' is {kind}, no row has a value yet, and its shape is open: declare the column with its "
-                    f'shape, as in pxt.Array[(1280,), pxt.Float]'
+                    f"field '{name}' is {kind}, no row has a value yet, and its shape is open: declare the column with "
+                    f'its shape, as in pxt.Array[(1280,), pxt.Float]'
                 )
             shape, dtype = example.shape, example.dtype
         shape = shape[1:] if said == 'ragged' else shape

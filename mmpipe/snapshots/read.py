@@ -133,10 +133,10 @@ def _select(view: TrainingView, page: Sequence[Rowid], expressions: Mapping[str,
     try:
         return select_rows(view.query, view.table, page, expressions)
     except Exception as error:
+        what = ' '.join(str(error).split('Stack:')[0].split())
         raise SnapshotError(
-            f"rows of '{path_of(view.table)}' cannot be read "
-            f'({type(error).__name__}: {" ".join(str(error).split("Stack:")[0].split())[:300]}). Make the expression that fails a computed '
-            f'column of the table, where a failing cell is null, or filter the row out.'
+            f"rows of '{path_of(view.table)}' cannot be read ({type(error).__name__}: {what:.300}). Make the "
+            f'expression that fails a computed column of the table, where a failing cell is null, or filter the row out'
         ) from error
 
 

@@ -55,7 +55,7 @@ class TrainingView:
         return {path_of(table): version_vector(table) for table in (self.table, *self.pooled.values())}
 
     def definition(self) -> dict[str, Any]:
-        """What defines the snapshot besides data, as JSON values: compared to know whether an old one can be extended."""
+        """What defines the snapshot besides data, as JSON values: an old one can be extended while it is the same."""
         fields = {}
         for name, spec in self.specs.items():
             over = self.pooled[pooled_path(self.pooled, spec)] if spec.pooled else self.table
@@ -144,8 +144,8 @@ def training_view(query: Any, fields: Mapping[str, Any], split: Any) -> Training
             pooled[path_of(over)] = over
         elif not all(str(ref.col_md.qcolid.tbl_id) in visible for ref in refs):
             raise SnapshotError(
-                f"field '{name}' ({spec.expression}) is not a column of '{path_of(table)}'. Rows of a component view come in "
-                f'with mm.field.pooled(mean_pool(...)).'
+                f"field '{name}' ({spec.expression}) is not a column of '{path_of(table)}'. Rows of a component view "
+                f'come in with mm.field.pooled(mean_pool(...)).'
             )
         media |= set(lineage(over, spec.expression)) & set(media_columns(base_of(table)))
     if split is None and 'split' in table._get_schema():
@@ -153,7 +153,7 @@ def training_view(query: Any, fields: Mapping[str, Any], split: Any) -> Training
     if split is not None and not (isinstance(split, Expr) and split.col_type.is_string_type()):
         kind = split.col_type if isinstance(split, Expr) else type(split).__name__
         raise SnapshotError(
-            f"the split of '{path_of(table)}' is {kind}, and it wants a string expression: split=split_of(...) or a column"
+            f"the split of '{path_of(table)}' is {kind}, and it wants a string expression: split=split_of(...)"
         )
     base, types = base_of(table), column_types(base_of(table))
     filled = ORIGIN in types and types[ORIGIN].is_json_type()

@@ -1,4 +1,4 @@
-"""Freeze a training view as shards: write the rows that no shard holds yet, mask the ones that are gone, move the pointer."""
+"""Freeze a training view as shards: write the rows that no shard holds, mask those that are gone, move the pointer."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ class SnapshotReport:
     def __str__(self) -> str:
         splits = ', '.join(f'{name or "no split"} {count}' for name, count in self.snapshot.splits.items())
         line = (
-            f'{self.table} -> {self.snapshot.id}: {len(self.snapshot)} rows ({splits}); {self.inserted} new, {self.updated} '
-            f'changed, {self.dropped} dropped, {self.bytes_written / 1e6:.1f} MB written'
+            f'{self.table} -> {self.snapshot.id}: {len(self.snapshot)} rows ({splits}); {self.inserted} new, '
+            f'{self.updated} changed, {self.dropped} dropped, {self.bytes_written / 1e6:.1f} MB written'
         )
         failed = ', '.join(f'{name} {count}' for name, count in self.failed_cells.items())
         return line + (f'\n  cells that failed and are null: {failed}' if failed else '')
@@ -134,7 +134,7 @@ def snapshot(
             if report is not None:
                 return report
     raise SnapshotError(
-        f"'{path_of(view.table)}' changed during each of {ATTEMPTS} attempts to read it. Pause the writer, and run it again."
+        f"'{path_of(view.table)}' changed during each of {ATTEMPTS} attempts to read it. Pause the writer, then retry."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -30,6 +31,9 @@ from mmpipe.store import (
 )
 
 Progress = Callable[[str, int, int | None, str], None]
+
+FIRST_CHUNK, LARGEST_CHUNK = 32, 1024  # rows
+SHORT_CHUNK_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +84,12 @@ class IngestReport:
 
 
 def ingest(
-    table: Any, source: Source, *, chunk_rows: int = 256, threads: int | None = None, progress: Progress | None = None
+    table: Any,
+    source: Source,
+    *,
+    chunk_rows: int | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
 ) -> IngestReport:
     """Bring a table up to date with a source.
 
@@ -93,7 +102,8 @@ def ingest(
         table: bound table class, `pxt.Table` or path. Its class declares a primary key and `origin: pxt.Json | None`,
             where each row's files are recorded with path and digest, in the same transaction as the row.
         source: `mm.sources.rows(...)`, `mm.sources.files(...)` or your own `Source`.
-        chunk_rows: rows per insert; what a crash can cost.
+        chunk_rows: rows per insert; what a crash can cost. When None, it starts at 32 and doubles up to 1024 as long as
+            a chunk takes less than a second.
         threads: how many files are opened at once; the number of cores when None.
         progress: called as `progress('ingest', done, total, 'rows')`.
 
@@ -122,8 +132,8 @@ def ingest(
                           f'key = pxt.Column(type=pxt.String, primary_key=True)')  # fmt: skip
     if ORIGIN not in aim.types or not aim.types[ORIGIN].is_json_type():
         raise SchemaError(f"'{path}' has no column to record its files in. Add to its class: origin: pxt.Json | None")
-    if chunk_rows < 1:
-        raise ConfigError(f'chunk_rows={chunk_rows}: a chunk has at least one row; 256 is usual')
+    if chunk_rows is not None and chunk_rows < 1:
+        raise ConfigError(f'chunk_rows={chunk_rows}: a chunk has at least one row; leave it out for a size that adapts')
     total = source.total()
     outcome = Outcome()
     seen: dict[Key, str] = {}
@@ -150,9 +160,14 @@ def ingest(
     )  # fmt: skip
 
 
-def _chunks(records: Iterator[Record | Bad], size: int) -> Iterator[list[Record | Bad]]:
-    while chunk := list(islice(records, size)):
+def _chunks(records: Iterator[Record | Bad], size: int | None) -> Iterator[list[Record | Bad]]:
+    """Lists of records; without a size, small ones while rows are slow, since a commit costs about 20 ms."""
+    rows = FIRST_CHUNK if size is None else size
+    while chunk := list(islice(records, rows)):
+        started = time.monotonic()
         yield chunk
+        if size is None and time.monotonic() - started < SHORT_CHUNK_S:
+            rows = min(2 * rows, LARGEST_CHUNK)
 
 
 def _messages(table: Any) -> Iterator[str]:
@@ -160,6 +175,6 @@ def _messages(table: Any) -> Iterator[str]:
     for each in (table, *views_of(table)):
         for name, (count, messages) in cell_errors(each).items():
             yield (
-                f'{path_of(each)}.{name}: {count} cells are null, since their function raised: {messages[0]}. Correct it '
-                f"or the row, then pxt.get_table('{path_of(each)}').recompute_columns('{name}', errors_only=True)"
+                f'{path_of(each)}.{name}: {count} cells are null, since their function raised: {messages[0]}. Correct '
+                f"it or the row, then pxt.get_table('{path_of(each)}').recompute_columns('{name}', errors_only=True)"
             )

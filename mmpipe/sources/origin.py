@@ -82,7 +82,7 @@ def _look(file: Path, known: Mapping[str, Any], kind: str, root: Path) -> dict[s
 
 
 def changed(entry: Entry, known: Entry) -> bool:
-    """Whether the row has to be replaced: other contents, or the file Pixeltable refers to is gone and lies elsewhere now.
+    """Whether the row has to be replaced: other contents, or the file Pixeltable refers to is gone and lies elsewhere.
 
     >>> changed({'photo': {'path': '/a', 'digest': '1'}}, {})
     True

@@ -69,8 +69,8 @@ def start() -> Any:
         home, wanted = configure_pixeltable(), pixeltable_home()
         if home.resolve() != wanted.resolve():
             raise ConfigError(
-                f"Pixeltable already runs on '{home}' in this process, but this project's home is '{wanted}'. Import mmpipe "
-                f"before Pixeltable's first use, or set PIXELTABLE_HOME."
+                f"Pixeltable already runs on '{home}' in this process, but this project's home is '{wanted}'. Import "
+                f"mmpipe before Pixeltable's first use, or set PIXELTABLE_HOME."
             )
         import pixeltable as pxt
 

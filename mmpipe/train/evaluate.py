@@ -101,7 +101,7 @@ def tasks_of(model: nn.Module, tasks: Sequence[Task] | None) -> tuple[Task, ...]
     found = tuple(tasks if tasks is not None else getattr(model, 'tasks', ()))
     if not found or not all(isinstance(task, Task) for task in found):
         raise ConfigError(
-            f"{type(model).__name__} has no tasks. Wrap it: "
+            f'{type(model).__name__} has no tasks. Wrap it: '
             f"mmpipe.models.BareModel(module, inputs='photo', tasks=[...]), or build an mm.MultitaskModel."
         )
     return found

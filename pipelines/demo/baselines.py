@@ -41,7 +41,12 @@ def grouped_splits(snapshot: Snapshot, seeds: int = SEEDS) -> Iterator[tuple[Row
 
 
 def compare(
-    snapshot: Snapshot, *, runs: str, seeds: int = SEEDS, epochs: int | None = None, progress: Callable[..., Any] | None = None
+    snapshot: Snapshot,
+    *,
+    runs: str,
+    seeds: int = SEEDS,
+    epochs: int | None = None,
+    progress: Callable[..., Any] | None = None,
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, dict[str, float]]]]:
     """The model and the baselines over several grouped splits.
 

@@ -1,4 +1,4 @@
-"""A folder of loose media as rows of the demo: files that share a stem make one item. A `Source` of this pipeline's own."""
+"""A folder of loose media as rows of the demo: files that share a stem make one item. A `Source` of our own."""
 
 from __future__ import annotations
 
@@ -57,7 +57,13 @@ class MediaFolder:
                     try:
                         caption = path.read_text(encoding='utf-8-sig').strip() or None
                     except UnicodeDecodeError:
-                        yield Bad(place=str(path), key=stem, column='caption', path=str(path), reason='is not UTF-8: save it as UTF-8')
+                        yield Bad(
+                            place=str(path),
+                            key=stem,
+                            column='caption',
+                            path=str(path),
+                            reason='is not UTF-8: save it as UTF-8',
+                        )
                 elif files[column] is not None:
                     reason = f'stands for the same {column} as {files[column].name}: give it another name'  # type: ignore[union-attr]
                     yield Bad(place=str(path), key=stem, column=column, path=str(path), reason=reason)

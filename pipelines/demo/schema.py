@@ -15,6 +15,8 @@ Tables = pxt.model_base()
 
 
 class Items(Tables, name='items'):
+    """A drawing, as it came, and what is computed from each of its media."""
+
     key = pxt.Column(type=pxt.String, primary_key=True)
     group: pxt.String  # drawings of one series stay in one split
     photo: pxt.Image | None
@@ -42,10 +44,14 @@ class Items(Tables, name='items'):
 
 
 class Frames(Tables, name='frames', base=Items, iterator=frame_iterator(video=Items.clip, num_frames=2)):
+    """Two frames of each clip."""
+
     vector = embed_frame(frame, size=128)
 
 
 class Pages(Tables, name='pages', base=Items, iterator=document_chunks(document=Items.document, by='page')):
+    """A row per page of each document."""
+
     vector = embed_passage(text)
 
 

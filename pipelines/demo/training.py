@@ -11,7 +11,7 @@ from mmpipe.runs import Run
 from mmpipe.shards import Rows, Snapshot
 
 TASKS = {'category': 'accuracy', 'words': 'map', 'detail': 'r2'}
-"""Task to the metric it is reported by: share of right classes, mean average precision, coefficient of determination."""
+"""Task to the metric it is reported by: share of right classes, mean average precision, R squared."""
 
 EPOCHS, MORE_EPOCHS = 24, 6  # from scratch, and on from an earlier run
 CROP = 48  # of the 64 pixels that are stored
@@ -61,7 +61,14 @@ def fit(
 ) -> Run:  # fmt: skip
     """Train on some rows and evaluate on others."""
     trainer = mm.Trainer(
-        epochs=epochs, lr=lr, weight_decay=0.05, schedule='cosine', seed=seed, runs=runs, evaluate_every=epochs, progress=progress
+        epochs=epochs,
+        lr=lr,
+        weight_decay=0.05,
+        schedule='cosine',
+        seed=seed,
+        runs=runs,
+        evaluate_every=epochs,
+        progress=progress,
     )
     return trainer.fit(
         build_model,
@@ -88,9 +95,14 @@ def train(
     """
     usual, lr = (EPOCHS, 2e-3) if continue_from is None else (MORE_EPOCHS, 5e-4)
     return fit(
-        snapshot.split('train'), snapshot.split('val'), epochs=epochs or usual, lr=lr, runs=runs, continue_from=continue_from,
+        snapshot.split('train'),
+        snapshot.split('val'),
+        epochs=epochs or usual,
+        lr=lr,
+        runs=runs,
+        continue_from=continue_from,
         progress=progress,
-    )  # fmt: skip
+    )
 
 
 def test(run: Run, snapshot: Snapshot) -> dict[str, dict[str, Any]]:

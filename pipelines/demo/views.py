@@ -18,8 +18,8 @@ def sources(folder: str | Path, *, manifest: str = 'items.csv') -> list[tuple[An
     """Tables with the source of their rows.
 
     Args:
-        folder: a directory like `examples/data`, or one with loose media: then files of one stem are an item, and a folder
-            named like a category labels what lies in it.
+        folder: a directory like `examples/data`, or one with loose media: then files of one stem are an item, and a
+            folder named like a category labels what lies in it.
         manifest: the CSV file in it that lists the items.
 
     Raises:
@@ -27,7 +27,9 @@ def sources(folder: str | Path, *, manifest: str = 'items.csv') -> list[tuple[An
     """
     root = Path(folder)
     if not root.is_dir():
-        raise SourceError(f"there is no folder '{folder}'. Give one with {manifest}, or with images, audio, video and documents.")
+        raise SourceError(
+            f"there is no folder '{folder}'. Give one with {manifest}, or with images, audio, video and documents."
+        )
     if (root / manifest).is_file():
         return [(Items, mm.sources.rows(root / manifest))]
     return [(Items, MediaFolder(root=root, categories=CATEGORIES))]

@@ -62,9 +62,7 @@ def test_channels_are_averaged(tmp_path):
 
 
 @settings(deadline=None, max_examples=25)
-@given(
-    st.sampled_from([8000, 16000, 22050, 44100]), st.floats(0, 0.6), st.floats(0.05, 0.8), st.integers(8, 64)
-)
+@given(st.sampled_from([8000, 16000, 22050, 44100]), st.floats(0, 0.6), st.floats(0.05, 0.8), st.integers(8, 64))
 def test_the_spectrogram_has_its_shape_whatever_the_clip(tmp_path_factory, rate, clip, seconds, bands):
     path = media.sound(tmp_path_factory.mktemp('s') / 'a.wav', rate, clip)
     mel = read_log_mel(str(path), seconds, bands)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pickle
@@ -31,7 +32,7 @@ def stored(draw):
 
 def write(root, field, values, cuts, masked=()):
     shards, dropped = [], []
-    for index, (start, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
+    for index, (start, end) in enumerate(itertools.pairwise(cuts)):
         keys = [f'k{i}' for i in range(start, end)]
         splits = ['train' if i % 3 else 'val' for i in range(start, end)]
         block = Block(keys=keys, columns={field.name: values[start:end]}, splits=splits)
@@ -181,7 +182,7 @@ def test_another_format_version_names_the_next_move(tmp_path):
     head['version'] = 99
     head['checksum'] = sha256_of(json.dumps(head, sort_keys=True).encode())
     path.write_text(json.dumps(head))
-    with pytest.raises(ShardError, match='99.*Install the mmpipe that wrote it'):
+    with pytest.raises(ShardError, match=r'99.*Install the mmpipe that wrote it'):
         open_snapshot(tmp_path)
 
 

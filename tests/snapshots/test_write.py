@@ -1,10 +1,10 @@
 """Snapshots of real tables: exact deltas, and what is refused."""
 
-
 from __future__ import annotations
 
 import itertools
 import os
+from types import SimpleNamespace
 
 import media
 import numpy as np
@@ -43,9 +43,10 @@ def content(snapshot):
 
 @pytest.fixture(scope='module')
 def shared(pixeltable_home):
-    pxt.drop_dir('t_delta', force=True, if_not_exists='ignore')
-    yield numbers('t_delta')
-    pxt.drop_dir('t_delta', force=True)
+    """Tables that the tests of this file share, since declaring them takes most of a second."""
+    pxt.drop_dir('t_snapshots', force=True, if_not_exists='ignore')
+    yield numbers('t_snapshots')
+    pxt.drop_dir('t_snapshots', force=True)
 
 
 def views_of(declared):
@@ -59,7 +60,8 @@ def views_of(declared):
 
 
 VALUES = st.fixed_dictionaries({
-    'x': st.none() | st.integers(-2, 6), 'text': st.none() | st.lists(st.sampled_from('abcd'), max_size=3).map(' '.join),
+    'x': st.none() | st.integers(-2, 6), 'text': st.none() | st.lists(st.sampled_from('abcd'),
+    max_size=3).map(' '.join),
 })  # fmt: skip
 ROUND = st.fixed_dictionaries({
     'ingest': st.dictionaries(st.sampled_from([f'k{i}' for i in range(9)]), VALUES, max_size=4),
@@ -68,14 +70,25 @@ ROUND = st.fixed_dictionaries({
 })  # fmt: skip
 
 
-@settings(deadline=None, max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(ROUND, min_size=3, max_size=3))
 def test_a_delta_holds_what_a_snapshot_from_scratch_holds_and_writes_only_what_changed(
     shared, tmp_path_factory, rounds
 ):
+    play(shared, tmp_path_factory.mktemp('delta'), rounds)
+
+
+@pytest.mark.hardening
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(ROUND, min_size=2, max_size=6))
+def test_many_deltas_hold_what_snapshots_from_scratch_hold(shared, tmp_path_factory, rounds):
+    play(shared, tmp_path_factory.mktemp('delta'), rounds)
+
+
+def play(shared, folder, rounds):
+    """Rounds of ingest, delete and recompute, each frozen as a delta and from scratch."""
     table = shared.Numbers.table
     table.delete()
-    folder = tmp_path_factory.mktemp('delta')
     before = {}
     for number, step in enumerate(rounds):
         manifest = [{'key': key, **values} for key, values in step['ingest'].items()]
@@ -108,16 +121,18 @@ def test_a_delta_holds_what_a_snapshot_from_scratch_holds_and_writes_only_what_c
 
 
 @pytest.fixture
-def declared(directory, tmp_path):
-    made = numbers(directory)
-    made.root = tmp_path / 'shards'
-    made.table = made.Numbers.table
-    made.table.insert([{'key': f'k{i}', 'x': i - 2, 'text': f'w{i % 3}'} for i in range(8)])
-    made.path = f'{directory}/numbers'
-    made.freeze = lambda **options: mm.snapshot(
-        options.pop('query', made.Numbers), **{'root': made.root, 'fields': {'x': made.Numbers.x}, **options}
+def declared(shared, tmp_path):
+    """The shared tables with eight rows, and a root of its own."""
+    table = shared.Numbers.table
+    table.delete()
+    table.insert([{'key': f'k{i}', 'x': i - 2, 'text': f'w{i % 3}'} for i in range(8)])
+
+    def freeze(query=shared.Numbers, **options):
+        return mm.snapshot(query, **{'root': tmp_path / 'shards', 'fields': {'x': shared.Numbers.x}, **options})
+
+    return SimpleNamespace(
+        **vars(shared), table=table, path='t_snapshots/numbers', root=tmp_path / 'shards', freeze=freeze
     )
-    return made
 
 
 def test_unchanged_rows_are_not_written_again(declared):
@@ -177,11 +192,13 @@ def test_nulls_are_kept_in_every_kind(directory, tmp_path):
     table.insert(
         [{'key': 'a', 'photo': str(photo), 'speech': str(sound), 'caption': 'x y', 'price': 1.5}, {'key': 'b'}]
     )
-    I = declared.Items
+    items = declared.Items
     fields = {
-        'photo': mm.field.image(I.photo, size=4), 'square': I.square, 'mel': I.mel, 'file': mm.field.file(I.photo),
-        'caption': I.caption, 'label': mm.field.label(I.caption), 'words': mm.field.labels(words(I.caption)), 'price': I.price,
-        'wave': mm.field.ragged(mm.functions.waveform(I.speech)),
+        'photo': mm.field.image(items.photo, size=4),
+        'square': items.square, 'mel': items.mel, 'file': mm.field.file(items.photo),
+        'caption': items.caption, 'label': mm.field.label(items.caption),
+        'words': mm.field.labels(words(items.caption)), 'price': items.price,
+        'wave': mm.field.ragged(mm.functions.waveform(items.speech)),
     }  # fmt: skip
     rows = mm.snapshot(declared.Items, root=tmp_path / 's', fields=fields).snapshot.rows()
     rows = rows.take(np.argsort(rows.keys))
@@ -210,25 +227,27 @@ def test_vocabularies_start_with_the_training_split_and_only_grow(directory, tmp
     assert mm.snapshot(table, root=tmp_path, fields=fields).snapshot.fields['word'].vocabulary == ('b', 'z', 'm', 'a')
 
 
-def test_a_label_outside_its_declared_vocabulary_is_refused_by_row(declared):
+def test_a_label_outside_its_declared_vocabulary_is_refused_by_row(declared, directory):
     declared.freeze(root=declared.root)
     before = open_snapshot(declared.root).id
     with pytest.raises(LabelError, match=rf"'{declared.path}': label 'w2' of field 'text' in row 'k2'.*\(w0, w1\)"):
         declared.freeze(fields={'text': mm.field.label(declared.Numbers.text, vocabulary=['w0', 'w1'])})
+    bad = pxt.create_table(f'{directory}/bad', {'words': pxt.Json | None})
+    bad.insert([{'words': ['a']}, {'words': 'a'}])
     with pytest.raises(LabelError, match="field 'text' holds"):
-        bad = pxt.create_table(f'{declared.path}_bad', {'words': pxt.Json | None})
-        bad.insert([{'words': ['a']}, {'words': 'a'}])
         mm.snapshot(bad, root=declared.root / 'bad', fields={'text': mm.field.labels(bad.words)})
     assert open_snapshot(declared.root).id == before
 
 
-def test_rows_that_differ_in_shape_are_refused_by_row_and_ragged_takes_them(declared):
-    declared.table.add_computed_column(v=spread(declared.table.x))
-    with pytest.raises(FieldError, match=rf"'{declared.path}': field 'v' holds float32.*row 'k\d' has float32.*ragged"):
-        declared.freeze(fields={'v': declared.table.v})
-    snapshot = declared.freeze(fields={'v': mm.field.ragged(declared.table.v)}).snapshot
+def test_rows_that_differ_in_shape_are_refused_by_row_and_ragged_takes_them(directory, tmp_path):
+    table = pxt.create_table(f'{directory}/t', {'key': {'type': pxt.String, 'primary_key': True}, 'x': pxt.Int})
+    table.insert([{'key': f'k{i}', 'x': i} for i in range(6)])
+    table.add_computed_column(v=spread(table.x))
+    with pytest.raises(FieldError, match=rf"'{directory}/t': field 'v' holds float32.*row 'k\d' has float32.*ragged"):
+        mm.snapshot(table, root=tmp_path, fields={'v': table.v})
+    snapshot = mm.snapshot(table, root=tmp_path, fields={'v': mm.field.ragged(table.v)}).snapshot
     values, _ = snapshot.rows().read('v')
-    assert [len(value) for value in values] == [1 + (i - 2) % 3 for i in range(8)]
+    assert [len(value) for value in values] == [1, 2, 3, 1, 2, 3]
 
 
 def test_failed_cells_are_null_and_counted(declared):
@@ -265,15 +284,15 @@ def test_a_changed_definition_looks_at_every_row_and_says_why(declared):
     assert (report.whole, report.dropped, report.compared) == ('changed: filter', 3, 5)
 
 
-def test_a_split_column_made_again_in_place_is_noticed(declared):
-    table = pxt.create_table(f'{declared.path}_s', {'key': {'type': pxt.String, 'primary_key': True}})
+def test_a_split_column_made_again_in_place_is_noticed(directory, tmp_path):
+    table = pxt.create_table(f'{directory}/s', {'key': {'type': pxt.String, 'primary_key': True}})
     table.insert([{'key': f'k{i}'} for i in range(40)])
     table.add_computed_column(split=mm.functions.split_of(table.key, val=0.0, test=0.0))
     fields = {'key': table.key}
-    assert mm.snapshot(table, root=declared.root, fields=fields).snapshot.splits == {'train': 40}
+    assert mm.snapshot(table, root=tmp_path, fields=fields).snapshot.splits == {'train': 40}
     table.drop_column('split')
     table.add_computed_column(split=mm.functions.split_of(table.key, val=0.5, test=0.0))
-    report = mm.snapshot(table, root=declared.root, fields=fields)
+    report = mm.snapshot(table, root=tmp_path, fields=fields)
     assert report.whole.startswith('changed: split')
     assert set(report.snapshot.splits) == {'train', 'val'}
     assert report.updated == report.snapshot.splits['val']
@@ -342,9 +361,9 @@ def test_pooled_rows_follow_their_component_rows(directory, tmp_path):
     spine = mm.snapshot(frames, root=tmp_path / 'f', fields={'v': frames.v}).snapshot
     assert sorted(spine.rows().keys) == [f'{key}/{i}' for key in 'ab' for i in range(3)]
     (tmp_path / 'a.mp4').unlink()
-    with pytest.raises(SourceChangedError, match="column clip: .*a.mp4' is gone"):
+    with pytest.raises(SourceChangedError, match=r"column clip: .*a.mp4' is gone"):
         mm.snapshot(frames, root=tmp_path / 'g', fields={'v': frames.v})
-    with pytest.raises(SnapshotError, match='field .v. .*is not a column of'):
+    with pytest.raises(SnapshotError, match=r'field .v. .*is not a column of'):
         mm.snapshot(items, root=tmp_path / 'h', fields={'v': frames.v})
     with pytest.raises(SnapshotError, match='itself made by an iterator'):
         mm.snapshot(frames, root=tmp_path / 'h', fields={'v': mm.field.pooled(mm.functions.mean_pool(frames.v))})
@@ -359,27 +378,27 @@ def test_a_file_overwritten_since_it_was_ingested_is_refused_by_key_until_it_is_
     for key in ('one', 'two', 'three'):
         media.photo(tmp_path / f'{key}.jpg', seed=len(key))
     mm.ingest(declared.Items, mm.sources.rows(manifest))
-    I, root = declared.Items, tmp_path / 's'
-    fields = {'square': I.square}
-    before = mm.snapshot(I.table.where(I.key != 'two'), root=root, fields=fields).snapshot
+    items, root = declared.Items, tmp_path / 's'
+    fields = {'square': items.square}
+    before = mm.snapshot(items.table.where(items.key != 'two'), root=root, fields=fields).snapshot
     if how == 'other image':
         media.photo(tmp_path / 'two.jpg', seed=99)
     elif how == 'no image':
         (tmp_path / 'two.jpg').write_text('gone wrong')
     else:
         (tmp_path / 'two.jpg').unlink()
-    for asked in (fields, {'photo': mm.field.image(I.photo, size=4)}, {'file': mm.field.file(I.photo)}):
+    for asked in (fields, {'photo': mm.field.image(items.photo, size=4)}, {'file': mm.field.file(items.photo)}):
         with pytest.raises(
-            SourceChangedError, match="row 'two', column photo: .*two.jpg.*Run `mmpipe ingest`"
+            SourceChangedError, match=r"row 'two', column photo: .*two.jpg.*Run `mmpipe ingest`"
         ) as raised:
-            mm.snapshot(I, root=root, fields=asked)
+            mm.snapshot(items, root=root, fields=asked)
         assert "'one'" not in str(raised.value)
     assert open_snapshot(root).id == before.id
-    assert mm.snapshot(I, root=tmp_path / 'c', fields={'caption': I.caption}).inserted == 3  # reads no photo
+    assert mm.snapshot(items, root=tmp_path / 'c', fields={'caption': items.caption}).inserted == 3  # reads no photo
     media.photo(tmp_path / 'two.jpg', seed=99)
     os.utime(tmp_path / 'one.jpg')  # touched, not changed
-    assert mm.ingest(I, mm.sources.rows(manifest)).replaced == 1
-    assert len(mm.snapshot(I, root=root, fields=fields).snapshot) == 3
+    assert mm.ingest(items, mm.sources.rows(manifest)).replaced == 1
+    assert len(mm.snapshot(items, root=root, fields=fields).snapshot) == 3
 
 
 def test_a_crash_between_shards_and_commit_leaves_the_old_snapshot(declared, monkeypatch):
@@ -433,9 +452,9 @@ def test_a_root_that_another_process_writes_is_busy(declared, monkeypatch):
 
 def test_empty_tables_and_filters_are_refused_and_keep_what_is_there(declared, directory):
     empty = pxt.create_table(f'{directory}/empty', {'x': pxt.Int})
-    with pytest.raises(SnapshotError, match="empty' has no rows to freeze. Run `mmpipe ingest`"):
+    with pytest.raises(SnapshotError, match=r"empty' has no rows to freeze\. Run `mmpipe ingest`"):
         mm.snapshot(empty, root=declared.root / 'e', fields={'x': empty.x})
-    with pytest.raises(SnapshotError, match='is left in the filter. Widen it'):
+    with pytest.raises(SnapshotError, match=r'is left in the filter\. Widen it'):
         declared.freeze(query=declared.table.where(declared.table.x > 1000))
     first = declared.freeze()
     declared.table.delete()
@@ -462,7 +481,7 @@ def test_calls_that_cannot_work_are_refused_with_the_next_move(declared):
         declared.freeze(fields={})
     with pytest.raises(SchemaError, match=r'this query has limit. Name the fields in fields='):
         declared.freeze(query=declared.table.limit(3))
-    with pytest.raises(SchemaError, match='has select_list|has select'):
+    with pytest.raises(SchemaError, match=r'has select'):
         declared.freeze(query=declared.table.select(declared.table.x))
     with pytest.raises(SnapshotError, match="field 'x' is 'x', not a Pixeltable expression"):
         declared.freeze(fields={'x': 'x'})

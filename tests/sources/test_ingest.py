@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 
 import media
 import numpy as np
@@ -17,10 +18,22 @@ from mmpipe.functions import counts, document, reset
 from mmpipe.sources import Record
 
 
+@pytest.fixture(scope='module')
+def tables(pixeltable_home):
+    """Tables that the tests of this file share, since declaring them takes most of a second."""
+    pxt.drop_dir('t_ingest', force=True, if_not_exists='ignore')
+    yield media_table('t_ingest'), numbers('t_ingest')
+    pxt.drop_dir('t_ingest', force=True)
+
+
 @pytest.fixture
-def shop(directory, tmp_path):
-    """Tables of all media, and three rows with a file each, in a manifest."""
-    declared = media_table(directory)
+def shop(tables, tmp_path):
+    """An empty table of all media, and three rows with a file each, in a manifest."""
+    declared = SimpleNamespace(**vars(tables[0]), path='t_ingest/items')
+    declared.Items.table.delete()
+    quarantine = pxt.get_table('mmpipe/quarantine', if_not_exists='ignore')
+    if quarantine is not None:
+        quarantine.delete()
     media.photo(tmp_path / 'a.jpg', seed=1)
     media.sound(tmp_path / 'b.wav', seconds=0.2)
     media.pdf(tmp_path / 'c.pdf', ['One', 'Two'])
@@ -30,7 +43,6 @@ def shop(directory, tmp_path):
         {'key': 'c', 'photo': None, 'speech': None, 'document': 'c.pdf', 'caption': 'ä\n"ö"', 'price': '-2'},
     ]
     declared.folder = tmp_path
-    declared.path = f'{directory}/items'
     return declared
 
 
@@ -163,9 +175,12 @@ def test_bad_rows_go_to_quarantine_with_all_there_is_to_know_and_leave_when_mend
     media.photo(outside)
     (shop.folder / 'link.jpg').symlink_to(outside)
     bad = [
-        {'key': 'missing', 'photo': 'none.jpg'}, {'key': 'text', 'photo': 'text.jpg'}, {'key': 'empty', 'speech': 'empty.wav'},
-        {'key': 'escape', 'photo': '../outside.jpg'}, {'key': 'link', 'photo': 'link.jpg'}, {'key': 'folder', 'photo': '.'},
-        {'key': 'nan', 'price': 'nan'}, {'key': 'word', 'price': 'cheap'}, {'key': '', 'price': '1'}, {'key': 'k' * 300},
+        {'key': 'missing', 'photo': 'none.jpg'}, {'key': 'text', 'photo': 'text.jpg'},
+        {'key': 'empty', 'speech': 'empty.wav'},
+        {'key': 'escape', 'photo': '../outside.jpg'}, {'key': 'link', 'photo': 'link.jpg'},
+        {'key': 'folder', 'photo': '.'},
+        {'key': 'nan', 'price': 'nan'}, {'key': 'word', 'price': 'cheap'}, {'key': '', 'price': '1'},
+        {'key': 'k' * 300},
         {'key': 'a', 'caption': 'again'}, {'key': 'nul', 'photo': 'a\0.jpg'}, {'key': 'long', 'photo': 'x' * 300},
     ]  # fmt: skip
     report = ingest(shop, [*shop.rows, *bad])
@@ -248,8 +263,9 @@ def test_file_names_and_reasons_that_are_no_utf8_still_reach_the_quarantine(shop
 
 
 @pytest.fixture
-def counted(directory, tmp_path):
-    declared = numbers(directory)
+def counted(tables, tmp_path):
+    declared = SimpleNamespace(**vars(tables[1]))
+    declared.Numbers.table.delete()
     declared.folder = tmp_path
     declared.ingest = lambda rows, **options: mm.ingest(
         declared.Numbers, mm.sources.rows(write_csv(tmp_path / 'n.csv', rows)), **options
@@ -296,7 +312,8 @@ def test_an_iterator_that_raises_on_one_row_quarantines_that_row_alone(counted):
 def test_an_update_that_a_function_refuses_keeps_the_old_row_and_does_the_others(counted):
     counted.ingest([{'key': f'k{i}', 'x': i, 'text': 'one'} for i in range(4)])
     report = counted.ingest([
-        {'key': 'k0', 'x': 13, 'text': 'one'}, {'key': 'k1', 'x': 1, 'text': 'a trap'}, {'key': 'k2', 'x': 20, 'text': 'one'},
+        {'key': 'k0', 'x': 13, 'text': 'one'}, {'key': 'k1', 'x': 1, 'text': 'a trap'},
+        {'key': 'k2', 'x': 20, 'text': 'one'},
     ])  # fmt: skip
     assert (report.updated, report.quarantined) == (1, 2)
     assert {row.key: row.reason for row in report.bad}['k0'] == (

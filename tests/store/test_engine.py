@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import os
-
 import pytest
 
+from mmpipe import home
 from mmpipe.errors import ConfigError, StoreError
-from mmpipe.home import configure_pixeltable
 from mmpipe.store import engine
 
 
@@ -19,11 +17,9 @@ def test_a_pixeltable_with_other_internals_is_refused_with_a_version_that_fits(m
     engine.check_internals()
 
 
-def test_a_home_that_cannot_work_is_refused_before_anything_starts(pixeltable_home, monkeypatch, tmp_path):
+def test_a_home_that_cannot_work_is_refused_before_anything_starts(monkeypatch, tmp_path):
+    monkeypatch.setattr(home, 'running_home', lambda: None)
     monkeypatch.setenv('PIXELTABLE_HOME', str(tmp_path / 'with space'))
-    with pytest.raises(ConfigError, match='has a space.*MMPIPE_HOME'):
-        configure_pixeltable()
-    monkeypatch.setenv('PIXELTABLE_HOME', str(tmp_path / 'elsewhere'))
-    with pytest.raises(ConfigError, match='already runs on .*new process'):
-        configure_pixeltable()
-    assert not os.path.exists(tmp_path / 'elsewhere')
+    with pytest.raises(ConfigError, match=r'has a space.*MMPIPE_HOME'):
+        home.configure_pixeltable()
+    assert not (tmp_path / 'with space').exists()

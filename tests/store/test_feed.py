@@ -54,7 +54,7 @@ def tables(pixeltable_home):
     pxt.drop_dir('t_feed', force=True)
 
 
-@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(STEP, min_size=1, max_size=4))
 def test_the_feed_finds_every_change_of_tables_and_views_of_all_kinds(tables, steps):
     before = [(version_vector(table), visible(table)) for table in tables]

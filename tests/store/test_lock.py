@@ -26,7 +26,7 @@ def test_a_second_process_is_refused_and_a_killed_holder_frees_the_lock(pixeltab
     try:
         assert holder.stdout.readline() == 'held\n'
         with (
-            pytest.raises(BusyError, match="'table:shop/items'.*Wait for it, or stop it"),
+            pytest.raises(BusyError, match=r"'table:shop/items'.*Wait for it, or stop it"),
             writer_lock('table:shop/items', wait_s=0),
         ):
             pass

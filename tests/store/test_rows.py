@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 from schemas import numbers
@@ -14,7 +16,7 @@ def test_pages_hold_every_rowid_once_in_order_and_none_is_larger_than_the_limit(
     made = list(pages(ordered, size))
     assert [rowid for page in made for rowid in page] == ordered
     assert all(0 < len(page) <= size for page in made)
-    for page, following in zip(made, made[1:], strict=False):
+    for page, following in itertools.pairwise(made):
         if page[-1][0] == following[0][0]:  # cut inside a base row only when it fills the page from its start
             assert page[0][0] == page[-1][0]
 

@@ -1,4 +1,4 @@
-"""Tables and functions for the tests of the store side. A class binds to one directory, so each call declares new ones."""
+"""Tables and functions for the tests of the store side; a class binds to one directory, so a call declares new ones."""
 # ruff: noqa: F821  (Pixeltable puts column names in scope)
 
 from __future__ import annotations
