@@ -120,10 +120,10 @@ def require(extra: str, *modules: str, why: str = 'this') -> None:
         MissingExtraError: a module is not installed; the message holds the command that installs it.
 
     >>> require('vision', 'json')
-    >>> require('vision', 'no_such_module', why='this model')
+    >>> require('vision', 'no_such', why='this model')
     Traceback (most recent call last):
     ...
-    mmpipe.errors.MissingExtraError: this model needs no_such_module, which is not installed: pip install 'mmpipe[vision]'
+    mmpipe.errors.MissingExtraError: this model needs no_such, which is not installed: pip install 'mmpipe[vision]'
     """
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:

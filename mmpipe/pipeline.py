@@ -69,8 +69,8 @@ class Pipeline:
         pending = plan(tables, self.directory)
         if pending.pending:
             raise SchemaError(
-                f"'{self.directory}' is not as pipelines/{self.name}/schema.py declares it ({len(pending.changes)} changes "
-                f'to apply). Run `mmpipe plan {self.name}`, then `mmpipe apply {self.name}`.'
+                f"'{self.directory}' is not as pipelines/{self.name}/schema.py declares it ({len(pending.changes)} "
+                f'changes). Run `mmpipe plan {self.name}`, then `mmpipe apply {self.name}`.'
             )
         tables.bind_all(self.directory)
         return tables

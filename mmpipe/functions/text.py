@@ -49,7 +49,7 @@ async def embed_text(
 async def embed_passage(
     text: Batch[str], *, model: str = models.DEFAULT_TEXT_MODEL
 ) -> Batch[pxt.Array[(None,), np.float32]]:
-    """`embed_text` for the pages or paragraphs of a document, under a name of its own, so that they count by themselves.
+    """`embed_text` for the pages or paragraphs of a document, under a name of its own, to count by themselves.
 
     Args:
         text: text of a chunk, as `document_chunks` gives it.

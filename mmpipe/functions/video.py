@@ -1,4 +1,4 @@
-"""Clips from their frames: `frame_iterator` of Pixeltable gives frames, `embed_frame` vectors, `mean_pool` one a clip."""
+"""Clips from their frames: Pixeltable's `frame_iterator` gives frames, `embed_frame` vectors, `mean_pool` one."""
 
 from __future__ import annotations
 
