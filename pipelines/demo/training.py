@@ -32,7 +32,7 @@ def build_model(*, classes: int, words: int) -> mm.MultitaskModel:
             'clip_vector': mm.encoders.vector(1280, 64, dropout=0.3),
             'document_vector': mm.encoders.vector(256, 64, dropout=0.3),
             'speech_mel': mm.encoders.spectrogram(32, 16, width=4),
-            'facts': mm.encoders.vector(10, 32),
+            'facts': mm.encoders.vector(10, 64),
         },
         tasks=[mm.classification('category', classes), mm.multilabel('words', words), mm.regression('detail')],
         hidden=128,
