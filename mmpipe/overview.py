@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpipe.home import shards_dir
-from mmpipe.runs import list_runs, open_run
+from mmpipe.pipeline import runs_of
 from mmpipe.shards import open_snapshot
 from mmpipe.shards.manifest import latest_id
 from mmpipe.sources import quarantined
@@ -43,7 +43,7 @@ class Status:
         directory: catalog directory.
         tables: its tables and views.
         snapshot: id, rows and splits of the current snapshot; None when there is none.
-        runs: the runs of this name, oldest first: id, status, snapshot, metrics.
+        runs: the runs trained on its snapshots, oldest first: id, status, snapshot, metrics.
     """
 
     directory: str
@@ -77,14 +77,16 @@ class Status:
         return '\n'.join(lines)
 
 
-def status(directory: str, *, name: str | None = None) -> Status:
+def status(directory: str, *, root: str | Path | None = None) -> Status:
     """Rows, failed cells and quarantine of each table, the current snapshot, and the runs.
 
     Args:
         directory: catalog directory of a pipeline.
-        name: name of its shards and runs; the directory's when None.
+        root: directory of its snapshots; `.mmpipe/shards/<directory>` when None.
+
+    Returns:
+        A value that prints well. A directory that does not exist has no tables.
     """
-    name = name or directory
     bad = quarantined()
     tables = []
     for table in tables_in(directory):
@@ -100,13 +102,13 @@ def status(directory: str, *, name: str | None = None) -> Status:
                 quarantined=sum(entry['table_path'] == path for entry in bad),
             )
         )
-    root = Path(shards_dir(name))
+    root = Path(root or shards_dir(directory))
     current = None
     if latest_id(root) is not None:
         snapshot = open_snapshot(root)
         current = {'id': snapshot.id, 'root': str(root), 'rows': len(snapshot), 'splits': dict(snapshot.splits)}
     runs = tuple(
         {'id': run.id, 'status': run.status, 'snapshot': run.snapshot['id'], 'metrics': run.metrics}
-        for run in map(open_run, list_runs(name))
+        for run in runs_of(root)
     )
     return Status(directory=directory, tables=tuple(tables), snapshot=current, runs=runs)

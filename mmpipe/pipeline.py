@@ -3,6 +3,9 @@
 schema.py    Tables = pxt.model_base() and its table classes
 views.py     sources(folder) -> [(table class, source), ...];  training_view() -> arguments of mm.snapshot
 training.py  train(snapshot, *, runs, continue_from, progress) -> Run;  no Pixeltable in it
+
+Its shards lie in `.mmpipe/shards/<directory>`, and its runs have the name that `mm.Trainer` gives by itself: the last
+part of that folder. So one pipeline can be applied to several directories, each with shards and runs of its own.
 """
 
 from __future__ import annotations
@@ -11,11 +14,13 @@ import importlib
 import importlib.util
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from mmpipe.errors import ConfigError, SchemaError
-from mmpipe.home import configure_pixeltable, project_root
+from mmpipe.home import configure_pixeltable, project_root, shards_dir
+from mmpipe.runs import Run, list_runs, open_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +28,22 @@ class Pipeline:
     """A pipeline of the project.
 
     Args:
-        name: folder below `pipelines`; names its shards and runs too.
-        directory: Pixeltable directory of its tables.
+        name: folder below `pipelines`.
+        directory: Pixeltable directory of its tables; names its shards and runs too.
     """
 
     name: str
     directory: str
+
+    @property
+    def root(self) -> Path:
+        """Where its snapshots are written unless a root is given."""
+        return shards_dir(self.directory)
+
+    @property
+    def command(self) -> str:
+        """What names it on a command line, for messages."""
+        return self.name if self.directory == self.name else f'{self.name} --dir {self.directory}'
 
     def module(self, part: str) -> ModuleType:
         """One of its modules: 'schema', 'views' or 'training'.
@@ -70,7 +85,7 @@ class Pipeline:
         if pending.pending:
             raise SchemaError(
                 f"'{self.directory}' is not as pipelines/{self.name}/schema.py declares it ({len(pending.changes)} "
-                f'changes). Run `mmpipe plan {self.name}`, then `mmpipe apply {self.name}`.'
+                f'changes). Run `mmpipe plan {self.command}`, then `mmpipe apply {self.command}`.'
             )
         tables.bind_all(self.directory)
         return tables
@@ -91,7 +106,10 @@ def find_pipeline(name: str, *, directory: str | None = None) -> Pipeline:
         sys.path.insert(0, root)
     if not name.isidentifier() or importlib.util.find_spec(f'pipelines.{name}') is None:
         known = ', '.join(known_pipelines()) or 'none'
-        raise ConfigError(f"there is no pipeline '{name}' in '{root}/pipelines' (there: {known})")
+        raise ConfigError(
+            f"there is no pipeline '{name}' in '{root}/pipelines' (there: {known}). Name one of these, or write "
+            f'pipelines/{name}/schema.py.'
+        )
     return Pipeline(name=name, directory=directory or name)
 
 
@@ -106,6 +124,17 @@ def known_pipelines() -> list[str]:
 
 def _namespaces(folders: list[str]) -> set[str]:
     """Folders with a schema.py; `pkgutil` does not list packages without an __init__.py."""
-    from pathlib import Path
-
     return {path.parent.name for folder in folders for path in Path(folder).glob('*/schema.py')}
+
+
+def runs_of(root: str | Path) -> list[Run]:
+    """The runs that were trained on snapshots of a root, oldest first.
+
+    Args:
+        root: directory of the snapshots; the runs have its last part as their name.
+
+    >>> runs_of('/nowhere/shop')
+    []
+    """
+    place = Path(root).resolve()
+    return [run for run in map(open_run, list_runs(place.name)) if Path(run.snapshot['root']) == place]

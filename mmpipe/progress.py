@@ -32,17 +32,21 @@ class StageProgress:
         self._live: Any = None
         self._task: Any = None
         self._name = ''
-        self._started = self._said = 0.0
+        self._started = self._said = self._since = 0.0
         self._last = ''
         self._done = 0
 
     def __call__(self, stage: str, done: int, total: int | None, unit: str) -> None:
         """Say how far the running stage is."""
-        elapsed = max(time.monotonic() - self._started, 1e-9)
+        if done < self._done:  # the next source of the same stage
+            self._since = time.monotonic()
+        self._done = done
+        elapsed = max(time.monotonic() - self._since, 1e-9)
         rate = done / elapsed
         left = f', {max(total - done, 0) / rate:.0f} s left' if total and rate and done < total else ''
         of = f'/{total:,}' if total is not None else ''
-        self._last = f'{done:,}{of} {unit}, {rate:,.0f} {unit}/s{left}'
+        speed = f'{rate:,.0f}' if rate >= 10 else f'{rate:.1f}'
+        self._last = f'{done:,}{of} {unit}, {speed} {unit}/s{left}'
         if self._live is not None:
             self._live.update(self._task, completed=done, total=total, detail=self._last)
         elif time.monotonic() - self._said > PLAIN_EVERY_S:
@@ -53,7 +57,8 @@ class StageProgress:
     def stage(self, name: str) -> Iterator[None]:
         """Show and time one stage; its seconds add up in `seconds[name]`."""
         self._name, self._last = name, ''
-        self._started = self._said = time.monotonic()
+        self._started = self._said = self._since = time.monotonic()
+        self._done = 0
         if self.stream.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
@@ -75,10 +80,13 @@ class StageProgress:
                 self._live = None
             seconds = time.monotonic() - self._started
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
-            detail = f'{self._last.split(", ")[0]}, ' if self._last else ''
+            detail = f'{self._last}, ' if self._last else ''
             print(f'{name}: {detail}{seconds:.1f} s', file=self.stream, flush=True)
             self._name = ''
 
     def say(self, text: str) -> None:
-        """Print a line between stages."""
-        print(text, file=self.stream, flush=True)
+        """Print some lines, above the live one if there is one."""
+        if self._live is not None:
+            self._live.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=self.stream, flush=True)

@@ -1,215 +1,71 @@
-"""The command line as a user meets it: the built wheel in an environment of its own, away from any checkout."""
+"""The parts of the demo that the whole of it does not show: what --fresh may drop, and results that are not defined."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import site
 import subprocess
 import sys
-import tempfile
-import venv
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from PIL import Image
 
-import mmpipe
-
-ROOT = Path(mmpipe.__file__).parent.parent
-DEMO_KEYS = {'rows', 'computed', 'written', 'snapshot', 'metrics', 'baselines', 'seconds'}
-PXT = ('python', '-c', 'import sys; from pixeltable_cli.client.main import main; sys.exit(main())')
-OWN_SCHEMA = """
-from __future__ import annotations
-import pixeltable as pxt
-from mmpipe.functions import split_of
-Tables = pxt.model_base()
-class Things(Tables, name='things'):
-    key = pxt.Column(type=pxt.String, primary_key=True)
-    size: pxt.Int | None
-    origin: pxt.Json | None
-    split = split_of(key)
-"""
+from mmpipe.demo import _forget, describe
+from mmpipe.errors import ConfigError
+from mmpipe.pipeline import Pipeline, find_pipeline
 
 
-class Installed:
-    """The wheel, installed beside the packages it needs; no file of the checkout is on the path."""
+@pytest.fixture
+def demo(directory: str) -> Pipeline:
+    import mmpipe as mm
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.work = folder / 'work'
-        self.work.mkdir()
-        subprocess.run(
-            [
-                sys.executable,
-                '-m',
-                'pip',
-                'wheel',
-                '-q',
-                '--no-deps',
-                '--no-build-isolation',
-                '-w',
-                folder / 'dist',
-                ROOT,
-            ],
-            check=True,
-        )
-        venv.create(folder / 'env', symlinks=True)
-        self.bin = folder / 'env' / 'bin'
-        packages = next((folder / 'env' / 'lib').glob('python3*')) / 'site-packages'
-        # A path line, not a site directory: the editable install of the checkout is not followed from here.
-        (packages / 'installed.pth').write_text(site.getsitepackages()[0])
-        wheel = next((folder / 'dist').glob('*.whl'))
-        install = [
-            sys.executable,
-            '-m',
-            'pip',
-            '--python',
-            self.bin / 'python',
-            'install',
-            '-q',
-            '--no-deps',
-            '--no-index',
-        ]
-        subprocess.run([*install, '--ignore-installed', wheel], check=True)
-        skip = ('MMPIPE', 'PIXELTABLE', 'PYTHON')
-        self.env = {key: value for key, value in os.environ.items() if not key.startswith(skip)}
-        (folder / 'user').mkdir()
-        self.env |= {'HOME': str(folder / 'user'), 'OMP_NUM_THREADS': '2', 'PATH': f'{self.bin}:{self.env["PATH"]}'}
-
-    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        command = [self.bin / arguments[0], *arguments[1:]]
-        done = subprocess.run(command, cwd=self.work, env=self.env, capture_output=True, text=True, check=False)
-        assert not check or done.returncode == 0, f'{arguments}\n{done.stdout}\n{done.stderr}'
-        return done
-
-    def json(self, *arguments: str) -> Any:
-        return json.loads(self.run(*arguments, '--json').stdout)
+    pipeline = find_pipeline('demo', directory=directory)
+    mm.apply(mm.plan(pipeline.tables, directory))
+    return pipeline
 
 
-@pytest.fixture(scope='module')
-def installed() -> Iterator[Installed]:
-    # Not in pytest's own folder: the next pytest closes that to other users, and Postgres runs as one when we are root.
-    folder = Path(tempfile.mkdtemp(prefix='mmpipe-wheel-'))
-    made = Installed(folder)
-    yield made
-    made.run('python', '-c', 'from mmpipe.store import stop_postgres; stop_postgres()', check=False)
-    shutil.rmtree(folder, ignore_errors=True)
+def test_fresh_drops_the_demo_and_its_quarantine_but_no_table_of_the_user(demo: Pipeline) -> None:
+    import pixeltable as pxt
+
+    import mmpipe as mm
+    from mmpipe.sources import Bad
+    from mmpipe.sources.quarantine import settle
+
+    tables = [pxt.get_table(f'{demo.directory}/items'), pxt.create_table(f'{demo.directory}/mine', {'x': pxt.Int})]
+    for table in tables:
+        settle(table, 'a.csv', [Bad(place='a.csv line 2', key='k', reason='is bad')])
+    with pytest.raises(ConfigError, match=rf"not the demo's: {demo.directory}/mine\. Move them first"):
+        _forget(demo)
+    assert mm.quarantined(tables[0])
+    pxt.move(f'{demo.directory}/mine', f'{demo.directory}_mine')
+    _forget(demo)
+    left = [entry['table_path'] for entry in mm.quarantined() if entry['table_path'].startswith(demo.directory)]
+    pxt.drop_table(f'{demo.directory}_mine')
+    assert left == [f'{demo.directory}/mine']
+    assert pxt.list_dirs().count(demo.directory) == 0
+    pxt.create_dir(demo.directory)  # for the fixture to drop
 
 
-@pytest.fixture(scope='module')
-def first(installed: Installed) -> dict[str, Any]:
-    """The first demo, `--quick`: every eighth item."""
-    return installed.json('mmpipe', 'demo', '--quick')
-
-
-def test_the_wheel_runs_away_from_the_checkout(installed: Installed) -> None:
-    code = 'import mmpipe, mmpipe.demo; print(mmpipe.__file__); print(mmpipe.demo.data_folder())'
-    package, data = map(Path, installed.run('python', '-c', code).stdout.split())
-    assert package.is_relative_to(installed.folder)
-    assert data.is_relative_to(installed.folder)
-    assert installed.run('mmpipe', '--version').stdout.strip() == mmpipe.__version__
-
-
-def test_every_command_has_help_with_an_example(installed: Installed) -> None:
-    for command in ('demo', 'plan', 'apply', 'ingest', 'status', 'snapshot', 'train'):
-        assert f'Example: mmpipe {command}' in installed.run('mmpipe', command, '--help').stdout
-
-
-def test_the_demo_computes_and_appends_only_what_is_new(first: dict[str, Any]) -> None:
-    assert set(first) == {'first', 'unchanged', 'added'}
-    assert all(set(phase) >= DEMO_KEYS for phase in first.values())
-    assert all(first['first']['computed'].values())
-    assert first['unchanged']['written'] == 0
-    assert not any(first['unchanged']['computed'].values())
-    assert first['unchanged']['snapshot'] == first['first']['snapshot']
-    new = {table: count - first['first']['rows'][table] for table, count in first['added']['rows'].items()}
-    assert 0 < new['items'] < first['first']['rows']['items']
-    assert first['added']['computed']['items.split'] == new['items']
-    assert first['added']['computed']['frames.vector'] == new['frames']
-    assert first['added']['run']['continued'] == first['first']['run']['id']
-
-
-def test_the_home_is_in_the_working_directory(installed: Installed, first: dict[str, Any]) -> None:
-    assert {entry.name for entry in installed.work.iterdir()} == {'.mmpipe'}
-    assert (installed.work / '.mmpipe' / 'shards' / 'demo' / 'LATEST').read_text().strip() == first['added']['snapshot']
-
-
-def test_a_second_demo_writes_nothing_and_takes_in_a_folder_of_the_users(
-    installed: Installed, first: dict[str, Any]
-) -> None:
-    folder = installed.folder / 'mine' / 'mammal'
-    folder.mkdir(parents=True)
-    Image.new('CMYK', (300, 20), (0, 200, 0, 0)).save(folder / 'wide.jpg')
-    (folder / 'wide.txt').write_text('a wide thing', encoding='utf-8')
-    (folder / 'notes.md').write_text('# *Été*\n\nUne page.', encoding='utf-8')
-    (folder / 'broken.png').write_bytes(b'\x89PNG\r\n\x1a\n and no more')
-    second = installed.json('mmpipe', 'demo', '--quick', '--add', str(folder.parent))
-    for phase in ('first', 'unchanged'):
-        assert second[phase]['written'] == 0
-        assert not any(second[phase]['computed'].values())
-    added = second['added']
-    assert added['rows']['items'] == first['added']['rows']['items'] + 2
-    assert added['computed']['items.photo_vector'] == 1
-    assert added['computed']['items.caption_vector'] == 1
-    assert added['computed']['pages.vector'] == 1
-    assert added['computed']['frames.vector'] == 0
-    assert added['run']['continued'] == first['added']['run']['id']
-    status = installed.json('mmpipe', 'status', 'demo')
-    assert [table['quarantined'] for table in status['tables'] if table['path'] == 'demo/items'] == [1]
-
-
-def test_the_other_commands_agree_with_the_demo(installed: Installed, first: dict[str, Any]) -> None:
-    assert installed.json('mmpipe', 'plan', 'demo')['pending'] is False
-    frozen = installed.json('mmpipe', 'snapshot', 'demo')
-    assert frozen['written'] == 0
-    trained = installed.json('mmpipe', 'train', 'demo', '--continue')
-    assert trained['snapshot'] == frozen['snapshot']
-    assert trained['parent'] is not None
-
-
-@pytest.mark.parametrize(
-    ('arguments', 'said'),
-    [
-        (['plan', 'nowhere'], "there is no pipeline 'nowhere'"),
-        (['ingest', 'demo', 'nowhere'], "there is no folder 'nowhere'"),
-        (['demo', '--add', 'nowhere'], 'there is no such folder'),
-        (['train', 'demo', '--root', 'nowhere'], 'mmpipe snapshot'),
-    ],
-)
-def test_an_error_is_one_line_with_the_next_move(
-    installed: Installed, first: dict[str, Any], arguments: list[str], said: str
-) -> None:
-    done = installed.run('mmpipe', *arguments, check=False)
-    lines = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
+def test_a_demo_pipeline_of_the_users_own_is_not_run_as_the_demo(tmp_path: Path) -> None:
+    (tmp_path / 'pyproject.toml').touch()
+    (tmp_path / 'pipelines' / 'demo').mkdir(parents=True)
+    (tmp_path / 'pipelines' / 'demo' / 'schema.py').touch()
+    command = [sys.executable, '-m', 'mmpipe.cli', 'demo']
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stdout == ''
-    assert len(lines) == 1
-    assert said in lines[0]
-    assert 'Traceback' not in done.stderr
+    assert done.stderr.startswith(f"error: ConfigError: '{tmp_path}/pipelines/demo' is your own and hides")
 
 
-def test_debug_shows_the_traceback(installed: Installed) -> None:
-    done = installed.run('mmpipe', '--debug', 'plan', 'nowhere', check=False)
-    assert done.returncode == 1
-    assert 'Traceback' in done.stderr
-
-
-def test_a_users_own_pipeline_beside_the_wheel_is_planned_and_applied(installed: Installed) -> None:
-    (installed.work / 'pipelines' / 'own').mkdir(parents=True)
-    (installed.work / 'pipelines' / 'own' / 'schema.py').write_text(OWN_SCHEMA)
-    (installed.work / 'pyproject.toml').write_text('[tool.pixeltable]\n')
-    planned = installed.run('mmpipe', 'plan', 'own', '--json', check=False)
-    assert planned.returncode == 2
-    assert [change['action'] for change in json.loads(planned.stdout)['changes']] == ['create']
-    installed.run('mmpipe', 'apply', 'own')
-    try:
-        assert 'valid' in installed.run(*PXT, 'schema', 'check', 'pipelines/own/schema.py').stdout
-        installed.env['PIXELTABLE_HOME'] = str(installed.work / '.mmpipe' / 'pixeltable')
-        assert installed.run(*PXT, 'schema', 'diff', 'pipelines/own/schema.py', 'own').returncode == 0
-    finally:
-        installed.run(*PXT, 'daemon', 'stop', check=False)
-        installed.env.pop('PIXELTABLE_HOME', None)
+def test_a_metric_that_is_not_defined_is_a_dash() -> None:
+    undefined = {'mean': None, 'std': None}
+    text = describe(
+        {
+            'rows': {'items': 1},
+            'computed': {'items.split': 0},
+            'written': 0,
+            'snapshot': 'a',
+            'run': {'id': 'demo/0001', 'continued': None},
+            'baselines': {'detail': {'majority': undefined}},
+            'metrics': {'detail': {'metric': 'r2', **undefined, 'test': None, 'test_rows': 0}},
+        }
+    )
+    assert text.splitlines()[2] == 'rows written: 0; snapshot a'
+    assert text.splitlines()[-1].split() == ['detail', 'r2', '-', '-', '-', '(0', 'rows)']
