@@ -81,9 +81,9 @@ class Installed:
         (folder / 'user').mkdir()
         self.env |= {'HOME': str(folder / 'user'), 'OMP_NUM_THREADS': '2', 'PATH': f'{self.bin}:{self.env["PATH"]}'}
 
-    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, check: bool = True, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         command = [self.bin / arguments[0], *arguments[1:]]
-        done = subprocess.run(command, cwd=self.work, env=self.env, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=cwd or self.work, env=self.env, capture_output=True, text=True, check=False)
         assert not check or done.returncode == 0, f'{arguments}\n{done.stdout}\n{done.stderr}'
         return done
 
@@ -222,7 +222,9 @@ def test_debug_shows_the_traceback(installed: Installed) -> None:
     assert 'Traceback' in done.stderr
 
 
-def test_a_users_own_pipeline_beside_the_wheel_is_planned_and_applied(installed: Installed) -> None:
+def test_a_users_own_pipeline_beside_the_wheel_is_planned_and_applied(
+    installed: Installed, first: dict[str, Any]
+) -> None:
     (installed.work / 'pipelines' / 'own').mkdir(parents=True)
     (installed.work / 'pipelines' / 'own' / 'schema.py').write_text(OWN_SCHEMA)
     (installed.work / 'pyproject.toml').write_text('[tool.pixeltable]\n')
@@ -238,6 +240,9 @@ def test_a_users_own_pipeline_beside_the_wheel_is_planned_and_applied(installed:
         assert 'valid' in installed.run(*PXT, 'schema', 'check', 'pipelines/own/schema.py').stdout
         installed.env['PIXELTABLE_HOME'] = str(installed.work / '.mmpipe' / 'pixeltable')
         assert installed.run(*PXT, 'schema', 'diff', 'pipelines/own/schema.py', 'own').returncode == 0
+        for name, status in (('demo', 0), ('stamps', 2)):  # 2 is Pixeltable's own word for pending changes
+            shipped = installed.run(*PXT, 'schema', 'diff', f'pipelines/{name}/schema.py', name, cwd=ROOT, check=False)
+            assert shipped.returncode == status, shipped.stderr
     finally:
         installed.run(*PXT, 'daemon', 'stop', check=False)
         installed.env.pop('PIXELTABLE_HOME', None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import site
 import subprocess
@@ -9,8 +10,6 @@ import sys
 import textwrap
 import venv
 from pathlib import Path
-
-import pytest
 
 import mmpipe
 
@@ -28,21 +27,23 @@ def test_importing_mmpipe_imports_no_library() -> None:
     assert modules_after('import mmpipe') & heavy == set()
 
 
-@pytest.mark.parametrize('package', ['data', 'models', 'train', 'runs', 'shards'])
-def test_the_torch_side_imports_no_pixeltable(package: str) -> None:
-    assert 'pixeltable' not in modules_after(f'import mmpipe.{package}')
+def test_the_torch_side_imports_no_pixeltable() -> None:
+    packages = 'mmpipe.data, mmpipe.models, mmpipe.train, mmpipe.runs, mmpipe.shards'
+    training = 'pipelines.demo.training, pipelines.demo.baselines, pipelines.stamps.training'
+    loaded = modules_after(f'import {packages}, {training}')
+    assert 'torch' in loaded
+    assert 'pixeltable' not in loaded
 
 
-@pytest.mark.parametrize(
-    'package', ['store', 'sources', 'functions', 'plans', 'snapshots', 'overview', 'shards', 'runs']
-)
-def test_the_store_side_imports_no_torch(package: str) -> None:
-    assert 'torch' not in modules_after(f'import mmpipe.{package}')
+def test_the_store_side_imports_no_torch() -> None:
+    packages = 'mmpipe.store, mmpipe.sources, mmpipe.functions, mmpipe.plans, mmpipe.snapshots, mmpipe.overview'
+    loaded = modules_after(f'import {packages}, pipelines.demo.views, pipelines.stamps.views')
+    assert 'pixeltable' in loaded
+    assert 'torch' not in loaded
 
 
-def test_the_demo_pipeline_keeps_the_wall() -> None:
-    assert 'torch' not in modules_after('import mmpipe.functions, pipelines.demo.views')
-    assert 'pixeltable' not in modules_after('import pipelines.demo.training')
+def test_the_formats_import_neither_side() -> None:
+    assert modules_after('import mmpipe.shards, mmpipe.runs') & {'torch', 'pixeltable'} == set()
 
 
 def test_showing_help_imports_neither_side() -> None:
@@ -63,23 +64,35 @@ def test_training_runs_in_an_environment_without_pixeltable(tmp_path: Path) -> N
     script = textwrap.dedent("""
         import importlib.util
         assert importlib.util.find_spec('pixeltable') is None
-        import numpy as np, mmpipe as mm
+        import numpy as np
         from mmpipe.shards import Block, Field, write_snapshot
         rng = np.random.default_rng(0)
         x = rng.normal(size=(64, 4)).astype('float32')
         x_field = Field(name='x', kind='tensor', dtype='float32', shape=(4,))
         fields = [x_field, Field(name='y', kind='scalar', dtype='float32')]
         columns = {'x': list(x), 'y': x.sum(1).tolist()}
-        snapshot = write_snapshot('shards', fields, Block(keys=[str(i) for i in range(64)], columns=columns))
+        splits = ['train'] * 48 + ['val'] * 16
+        block = Block(keys=[str(i) for i in range(64)], columns=columns, splits=splits)
+        write_snapshot('.mmpipe/shards/tiny', fields, block)
+    """)
+    training = textwrap.dedent("""
+        import mmpipe as mm
         def build():
             return mm.MultitaskModel(encoders={'x': mm.encoders.vector(4, 8)}, tasks=[mm.regression('y')], hidden=8)
-        train = mm.DataLoader(snapshot.rows(), batch_size=16, shuffle=True)
-        run = mm.Trainer(epochs=2, runs='runs').fit(build, train, train)
-        print(mm.load_model(run)(next(iter(train)))['y'].shape)
+        def train(snapshot, *, runs=None, continue_from=None, progress=None):
+            train, val = (mm.DataLoader(snapshot.split(name), batch_size=16) for name in ('train', 'val'))
+            trainer = mm.Trainer(epochs=2, runs=runs, progress=progress)
+            return trainer.fit(build, train, val, continue_from=continue_from)
     """)
-    (tmp_path / 'script.py').write_text(script)
-    clean = {key: value for key, value in os.environ.items() if not key.startswith('PYTHON')}
-    python = tmp_path / 'env' / 'bin' / 'python'
-    done = subprocess.run([python, 'script.py'], cwd=tmp_path, capture_output=True, text=True, env=clean, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == 'torch.Size([16])'
+    (tmp_path / 'pipelines' / 'tiny').mkdir(parents=True)
+    (tmp_path / 'pipelines' / 'tiny' / 'training.py').write_text(training)
+    (tmp_path / 'pyproject.toml').touch()
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(('PYTHON', 'MMPIPE'))}
+    for arguments in (['-c', script], ['-m', 'mmpipe.cli', 'train', 'tiny', '--json']):
+        command = [tmp_path / 'env' / 'bin' / 'python', *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=clean, check=False)
+        assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result['run'] == 'tiny/0001'
+    assert result['metrics']['y']['n'] == 16
+    assert Path(result['path']).is_relative_to(tmp_path / '.mmpipe' / 'runs')
