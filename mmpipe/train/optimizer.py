@@ -33,7 +33,7 @@ def make_optimizer(model: nn.Module, *, lr: float, weight_decay: float) -> torch
         {'params': [p for p in trainable if p.ndim >= 2], 'weight_decay': weight_decay},
         {'params': [p for p in trainable if p.ndim < 2], 'weight_decay': 0.0},
     ]
-    # One kernel for all parameters: x1.15 on a CPU, more on an accelerator; it computes the same formula.
+    # One kernel for all parameters, which computes the same formula.
     fused = all(p.device.type in ('cpu', 'cuda', 'xpu', 'mps') and p.is_floating_point() for p in trainable)
     return torch.optim.AdamW([group for group in groups if group['params']], lr=lr, fused=fused)
 
