@@ -7,7 +7,6 @@ PDF, so this reads the files itself. Markdown is kept as its source: its marks a
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypedDict
@@ -15,15 +14,13 @@ from typing import TypedDict
 import pixeltable as pxt
 import pypdfium2
 
+from mmpipe import pdfium
 from mmpipe.errors import BadInputError, ConfigError
 from mmpipe.functions.counting import counted
 
 UNITS = ('page', 'paragraph')
 TEXT_SUFFIXES = ('.md', '.markdown', '.txt', '.text', '.rst', '')
 HTML_SUFFIXES = ('.html', '.htm', '.xhtml')
-
-# PDFium is not thread-safe (pypdfium2's README, "Thread safety"): one document at a time in this process.
-pdfium_lock = threading.Lock()
 
 _BLANK_LINES = re.compile(r'\n[^\S\n]*(?:\n[^\S\n]*)+')
 # U+FFFE and U+0002 are what PDFium writes for a hyphen at a line's end; U+00AD is the soft hyphen itself.
@@ -155,7 +152,7 @@ def paragraphs(text: str) -> list[str]:
 
 def _pdf_pages(path: str) -> list[str]:
     try:
-        with pdfium_lock:
+        with pdfium.lock:
             document = pypdfium2.PdfDocument(path)
             try:
                 return [_pdf_page(document, index) for index in range(len(document))] or ['']

@@ -11,21 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from mmpipe.cores import cores
+
 U = TypeVar('U')
-
-
-def cores() -> int:
-    """Cores this process may use (taskset's or a container's limit, where the platform tells).
-
-    >>> cores() >= 1
-    True
-    """
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 async def in_pool(function: Callable[..., U], *args: object) -> U:

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from mmpipe.errors import DestructiveError, PlanError
 from mmpipe.plans.plan import Change, Plan, plan
-from mmpipe.store import start, writer_lock
+from mmpipe.store import (
+    carry_out_column,
+    computed_columns,
+    declared_models,
+    failed_cells,
+    path_of,
+    start,
+    views_of,
+    writer_lock,
+)
+
+_log = logging.getLogger(__name__)
 
 
 def apply(planned: Plan, *, allow_destructive: bool = False) -> Plan:
     """Make the catalog what the plan says.
 
     An altered computed column is computed again for all its rows in the statement that alters it, so that no column
-    mixes values of two definitions. A crash leaves whole statements done; a new plan shows what is left.
+    mixes values of two definitions. A cell whose function raises stays null and keeps the error; it stops nothing, and
+    is told in `failed` and as a warning of the logger `mmpipe.plans.apply`. A crash leaves whole statements done; a new
+    plan shows what is left.
 
     Args:
         planned: what `mm.plan` returned.
         allow_destructive: whether changes that lose stored values may be done.
 
     Returns:
-        The plan that was applied. The table classes are bound to their tables afterwards.
+        The plan that was applied, with `failed` filled when cells could not be computed. The table classes are bound to
+        their tables afterwards.
 
     Raises:
         DestructiveError: the plan drops something and `allow_destructive` is False.
@@ -44,13 +60,15 @@ def apply(planned: Plan, *, allow_destructive: bool = False) -> Plan:
         if _schema_of(plan(planned.tables, planned.directory)) != _schema_of(planned):
             raise PlanError(f"'{planned.directory}' changed since this plan was made. Make a new one, and look at it.")
         try:
-            _carry_out(pxt, planned, allow_destructive)
+            failed = tuple(_carry_out(pxt, planned, allow_destructive))
         except pxt.Error as error:
             raise PlanError(
                 f"Pixeltable refused a change in '{planned.directory}': {error} Correct the class that declares it; "
                 f'a new plan shows what is left to do.'
             ) from error
-    return planned
+    for message in failed:
+        _log.warning(message)
+    return replace(planned, failed=failed) if failed else planned
 
 
 def _schema_of(planned: Plan) -> list[Change]:
@@ -58,27 +76,35 @@ def _schema_of(planned: Plan) -> list[Change]:
     return [replace(change, rows=0) for change in planned.changes]
 
 
-def _carry_out(pxt: Any, planned: Plan, allow_destructive: bool) -> None:
+def _carry_out(pxt: Any, planned: Plan, allow_destructive: bool) -> Iterator[str]:
+    """Do it, and yield a message per column with failed cells."""
     pxt.create_dir(planned.directory, parents=True, if_exists='ignore')
     for change in reversed(planned.changes):  # views behind what they are over
         if change.action == 'recreate' or (change.action == 'drop' and not change.name):
             pxt.drop_table(change.table)
-    for change in planned.changes:
-        if change.action == 'alter':
-            table = pxt.get_table(change.table)
-            model = planned.tables.__registered_models__[change.table.rsplit('/', 1)[-1]]
-            _alter(table, model, change.name)
+    failing: dict[str, set[str]] = {}
+    # Altered columns first: what is added over one of them is then computed once.
+    pending = [change for action in ('alter', 'add') for change in planned.changes if change.action == action]
+    while pending:
+        left = [change for change in pending if not _column(pxt, planned, change, failing)]
+        if len(left) == len(pending):
+            break
+        pending = left
     planned.tables.update_all(planned.directory, allow_destructive=allow_destructive)
+    for change in planned.changes:
+        if change.action in ('create', 'recreate'):  # a view is filled as it is made
+            failing[change.table] = set(computed_columns(pxt.get_table(change.table)))
+    for path, columns in failing.items():
+        yield from failed_cells(pxt.get_table(path), sorted(columns))
 
 
-def _alter(table: Any, model: Any, column: str) -> None:
-    """`update_all` changes the expression and leaves the old values; this computes them in the same statement."""
-    from pixeltable.catalog.model.diff import base_query_columns, user_columns
-    from pixeltable.catalog.model.resolution import resolve_model_value_expr
-    from pixeltable.exprs import Expr
-
-    value = Expr.from_object(user_columns(model)[column]['value'])
-    assert value is not None  # only a computed column is altered
-    value = value.copy()
-    origin: Literal['base_query', 'model_body'] = 'base_query' if column in base_query_columns(model) else 'model_body'
-    table.alter_computed_column(**{column: resolve_model_value_expr(table._tbl_path, value, origin)})
+def _column(pxt: Any, planned: Plan, change: Change, failing: dict[str, set[str]]) -> bool:
+    """Add or alter one column, unless `update_all` has to; note which columns have failed cells."""
+    model = (declared_models(planned.tables) or {})[change.table.rsplit('/', 1)[-1]]
+    table = pxt.get_table(change.table)
+    columns = carry_out_column(table, model, change.name, 'alter' if change.action == 'alter' else 'add')
+    for name in columns or ():
+        owner, _, column = name.partition('.')
+        path = next(path_of(each) for each in (table, *views_of(table)) if path_of(each).rsplit('/', 1)[-1] == owner)
+        failing.setdefault(path, set()).add(column)
+    return columns is not None

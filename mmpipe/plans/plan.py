@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mmpipe.errors import SchemaError
-from mmpipe.store import path_of, start, views_of
+from mmpipe.store import declared_models, path_of, start, views_of
 
 MARKERS = {'create': '+', 'add': '+', 'alter': '~', 'drop': '-', 'recreate': '±', 'unsupported': '!'}
 
@@ -51,12 +51,14 @@ class Plan:
         changes: what `apply` would do, in order.
         unchanged: paths of the tables and views that stay as they are.
         tables: the declared base class, made by `pxt.model_base()`.
+        failed: once applied, a message per computed column with cells whose function raised, with the next move.
     """
 
     directory: str
     changes: tuple[Change, ...]
     unchanged: tuple[str, ...]
     tables: Any
+    failed: tuple[str, ...] = ()
 
     @property
     def pending(self) -> bool:
@@ -82,7 +84,11 @@ class Plan:
         lost = len(self.destructive)
         tail = f'{lost} of them lose stored values.' if lost else 'Nothing is dropped.'
         return '\n'.join(
-            [f'{self.directory}: {said}, {len(self.unchanged)} unchanged. {tail}', *map(str, self.changes)]
+            [
+                f'{self.directory}: {said}, {len(self.unchanged)} unchanged. {tail}',
+                *map(str, self.changes),
+                *self.failed,
+            ]
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -92,6 +98,7 @@ class Plan:
             'pending': self.pending,
             'changes': [{**asdict(change), 'destructive': change.destructive} for change in self.changes],
             'unchanged': list(self.unchanged),
+            'failed': list(self.failed),
         }
 
 
@@ -110,7 +117,7 @@ def plan(tables: Any, directory: str) -> Plan:
         SchemaError: `tables` is not such a base class, holds no table, or has a name that cannot be used.
     """
     pxt = start()
-    models = getattr(tables, '__registered_models__', None)
+    models = declared_models(tables)
     if models is None:
         raise SchemaError(f'{tables!r:.80} is not made by pxt.model_base(): pass the base class of your table classes')
     if not models:

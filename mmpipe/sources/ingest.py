@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from mmpipe.errors import ConfigError, SchemaError
+from mmpipe.cores import cores
+from mmpipe.errors import ConfigError, SchemaError, StoreError
 from mmpipe.sources.fit import Key, Row, Target, fit
 from mmpipe.sources.origin import ORIGIN
 from mmpipe.sources.quarantine import settle
@@ -18,9 +18,9 @@ from mmpipe.sources.record import Bad, Record, Source
 from mmpipe.sources.write import Outcome, write
 from mmpipe.store import (
     base_of,
-    cell_errors,
     column_types,
     computed_columns,
+    failed_cells,
     media_columns,
     path_of,
     primary_key,
@@ -45,6 +45,7 @@ class IngestReport:
         inserted: new rows.
         replaced: rows with a changed file; deleted and inserted again in one transaction.
         updated: rows in which only other columns changed; nothing that depends on their files was computed.
+        touched: rows whose files have another time and the same content; only the record of the files was written.
         unchanged: rows of the source that were there already.
         view_rows: rows of views over the table that came with them.
         quarantined: rows of the source that are in quarantine now.
@@ -58,6 +59,7 @@ class IngestReport:
     inserted: int = 0
     replaced: int = 0
     updated: int = 0
+    touched: int = 0
     unchanged: int = 0
     view_rows: int = 0
     quarantined: int = 0
@@ -69,11 +71,13 @@ class IngestReport:
     @property
     def written(self) -> int:
         """Rows written anywhere: table, views and quarantine. 0 when nothing was new."""
-        return self.inserted + self.replaced + self.updated + self.view_rows + self.quarantine_written
+        return self.inserted + self.replaced + self.updated + self.touched + self.view_rows + self.quarantine_written
 
     def __str__(self) -> str:
         parts = [f'{self.inserted} new', f'{self.replaced} with changed files', f'{self.updated} with changed values']
-        line = f'{self.table}: {", ".join(parts)}, {self.unchanged} unchanged, {self.quarantined} in quarantine'
+        parts += [f'{self.touched} only touched'] if self.touched else []
+        parts += [f'{self.unchanged} unchanged', f'{self.quarantined} in quarantine']
+        line = f'{self.table}: {", ".join(parts)}'
         for bad in self.bad[:5]:
             what = f"{bad.column} '{bad.path}'" if bad.path else bad.column
             row = f", row '{bad.key}'" if bad.key and bad.key not in bad.place else ''
@@ -116,7 +120,9 @@ def ingest(
         SourceError: the source cannot be read, or its first row has a column that the table lacks (a later row of JSON
             lines goes into quarantine).
         BusyError: another process keeps writing the table.
-        StoreError: no row of a chunk can be written, each for the same reason, such as a missing required column.
+        MissingExtraError: a package that opens a file is not installed.
+        StoreError: every row so far is refused for the same reason, such as a missing required column (they are in
+            quarantine then); or the disk, the memory or Postgres failed.
     """
     start()
     target = table_of(table)
@@ -138,7 +144,7 @@ def ingest(
     outcome = Outcome()
     seen: dict[Key, str] = {}
     done = 0
-    with writer_lock(f'table:{path}'), ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+    with writer_lock(f'table:{path}'), ThreadPoolExecutor(threads or cores()) as pool:
         for chunk in _chunks(source.records(key=aim.key, media=aim.media), chunk_rows):
             rows: list[Row] = []
             for record in chunk:
@@ -148,15 +154,24 @@ def ingest(
                 else:
                     rows.append(row)
             write(target, rows, aim, pool, outcome)
+            if outcome.hopeless:
+                settle(target, source.name, outcome.bad, whole=False)
+                raise StoreError(
+                    f"'{path}': none of the {outcome.refused} rows from {outcome.bad[0].place} on can be written, all "
+                    f'for one reason: {outcome.hopeless}. They are in quarantine; the rest was not tried.'
+                )
             done += len(chunk)
             if progress is not None:
                 progress('ingest', done, total, 'rows')
         quarantine_written = settle(target, source.name, outcome.bad)
+    failing = (target, *views_of(target)) if outcome.failed_cells else ()
+    errors = (message for each in failing for message in failed_cells(each))
     return IngestReport(
         table=path, inserted=outcome.inserted, replaced=outcome.replaced, updated=outcome.updated,
-        unchanged=outcome.unchanged, view_rows=outcome.view_rows, failed_cells=outcome.failed_cells,
+        touched=outcome.touched, unchanged=outcome.unchanged, view_rows=outcome.view_rows,
+        failed_cells=outcome.failed_cells,
         quarantined=len(outcome.bad), quarantine_written=quarantine_written,
-        errors=tuple(_messages(target)) if outcome.failed_cells else (), bad=tuple(outcome.bad),
+        errors=tuple(errors), bad=tuple(outcome.bad),
     )  # fmt: skip
 
 
@@ -168,13 +183,3 @@ def _chunks(records: Iterator[Record | Bad], size: int | None) -> Iterator[list[
         yield chunk
         if size is None and time.monotonic() - started < SHORT_CHUNK_S:
             rows = min(2 * rows, LARGEST_CHUNK)
-
-
-def _messages(table: Any) -> Iterator[str]:
-    """A message for each column of a table and its views that has failed cells."""
-    for each in (table, *views_of(table)):
-        for name, (count, messages) in cell_errors(each).items():
-            yield (
-                f'{path_of(each)}.{name}: {count} cells are null, since their function raised: {messages[0]}. Correct '
-                f"it or the row, then pxt.get_table('{path_of(each)}').recompute_columns('{name}', errors_only=True)"
-            )

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from mmpipe.errors import BadInputError
+from mmpipe import pdfium
+from mmpipe.errors import BadInputError, MissingExtraError, require
 
 MAX_PIXELS = (
     178_956_970  # twice PIL.Image.MAX_IMAGE_PIXELS (89,478,485): where PIL itself raises DecompressionBombError
@@ -27,6 +29,7 @@ def check(path: Path, kind: str) -> None:
 
     Raises:
         BadInputError: missing, empty, truncated, of another type, or a decompression bomb; the message says which.
+        MissingExtraError: Pixeltable needs a package for this kind of file that is not installed.
     """
     if not path.exists():
         raise BadInputError('does not exist: add the file, or correct the path')
@@ -39,7 +42,7 @@ def check(path: Path, kind: str) -> None:
     }  # fmt: skip
     try:
         checks[kind](path)
-    except BadInputError:
+    except (BadInputError, MissingExtraError):
         raise
     except Exception as error:  # decoders raise anything on damaged bytes: KeyError, struct.error, ...
         raise BadInputError(f'is damaged ({type(error).__name__}: {error}): replace it') from error
@@ -79,16 +82,40 @@ def _check_video(path: Path) -> None:
                 raise BadInputError('holds no video stream: replace it')
             stream = container.streams.video[0]
             packets = decoded = 0
-            for packet in container.demux(stream):
+            starts: list[float] = []
+            end = 0.0
+            for packet in container.demux():
+                if packet.pts is not None and packet.time_base is not None:
+                    end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+                if packet.stream.index != stream.index:
+                    continue
                 packets += packet.size > 0
+                if packet.pts is not None and packet.time_base is not None:
+                    starts.append(float(packet.pts * packet.time_base))
                 if decoded == 0:
                     decoded += len(packet.decode())
             if decoded == 0:
                 raise BadInputError('has no frame that decodes: replace it')
             if stream.frames and packets < stream.frames:
                 raise BadInputError(f'is truncated: {packets} of {stream.frames} frames are there. Replace it')
+            if 'matroska' in container.format.name and container.duration and _says_how_long(path):
+                _check_end(container.duration / av.time_base, end, sorted(starts))
     except (av.FFmpegError, OSError, ValueError) as error:
         raise BadInputError(f'is not a video that FFmpeg reads, or is damaged ({error}): replace it') from None
+
+
+def _says_how_long(path: Path) -> bool:
+    """Whether a Matroska or WebM file states its duration (element 0x4489); for others FFmpeg may guess one."""
+    with path.open('rb') as file:
+        head = file.read(65536)
+    return any(b'\x44\x89' + size in head for size in (b'\x84', b'\x88'))  # a float of 4 or 8 bytes
+
+
+def _check_end(seconds: float, end: float, starts: Sequence[float]) -> None:
+    """Such a file counts no frames; its stated duration reaches to the end of its last frame, or a little beyond."""
+    longest = max((after - before for before, after in pairwise(starts)), default=0.0)
+    if seconds - end > max(1.0, seconds / 10, 2 * longest):
+        raise BadInputError(f'is truncated: {end:.1f} of {seconds:.1f} s are there. Replace it')
 
 
 def _check_audio(path: Path) -> None:
@@ -137,27 +164,34 @@ def _check_wav_length(path: Path) -> None:
 def _check_document(path: Path) -> None:
     with path.open('rb') as file:
         head = file.read(1024)
-    if b'%PDF-' in head:
-        import pypdfium2
-
-        from mmpipe.functions.document import pdfium_lock
-
-        try:
-            with pdfium_lock:
-                _open_pdf(pypdfium2, path)
-        except pypdfium2.PdfiumError as error:
-            raise BadInputError(
-                f'is a PDF that cannot be opened ({error}): replace it, or remove its password'
-            ) from None
-        return
-    if path.suffix.lower() == '.pdf':
+    suffix = path.suffix.lower()
+    if suffix == '.pdf' and b'%PDF-' not in head:
         raise BadInputError('ends in .pdf but is no PDF: replace or rename it')
+    if suffix == '.pdf' or head.startswith(b'%PDF-'):
+        if suffix not in ('.pdf', ''):  # Pixeltable goes by the ending
+            raise BadInputError(f'is a PDF that ends in {suffix}: rename it to end in .pdf')
+        _check_pdf(path)
+        return
+    if head.startswith((b'\xff\xfe', b'\xfe\xff')):
+        raise BadInputError('is UTF-16: save it as UTF-8')
     if b'\x00' in head:
         raise BadInputError('is neither a PDF nor text: convert it')
     try:
         path.read_text(encoding='utf-8-sig')
     except UnicodeDecodeError as error:
         raise BadInputError(f'is not UTF-8 at byte {error.start}: save it as UTF-8') from None
+    if suffix == '.md':
+        require('text', 'mistune', why=f"Pixeltable's check of the Markdown document '{path}'")
+
+
+def _check_pdf(path: Path) -> None:
+    import pypdfium2
+
+    try:
+        with pdfium.lock:
+            _open_pdf(pypdfium2, path)
+    except pypdfium2.PdfiumError as error:
+        raise BadInputError(f'is a PDF that cannot be opened ({error}): replace it, or remove its password') from None
 
 
 def _open_pdf(pypdfium2: Any, path: Path) -> None:

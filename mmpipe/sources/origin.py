@@ -68,6 +68,8 @@ def _look(file: Path, known: Mapping[str, Any], kind: str, root: Path) -> dict[s
     resolved = file.resolve()
     if not resolved.is_relative_to(root):
         raise BadInputError(f"lies outside '{root}': move it there, or give root=")
+    if not resolved.exists() and known.get('path') == str(resolved):
+        raise BadInputError('is gone since it was ingested: put it back, or remove the row from the source')
     if not resolved.exists():
         raise BadInputError('does not exist: add the file, or correct the path')
     if not resolved.is_file():
@@ -92,3 +94,14 @@ def changed(entry: Entry, known: Entry) -> bool:
     return any(
         item['path'] != known[name]['path'] and not Path(known[name]['path']).exists() for name, item in entry.items()
     )
+
+
+def renewed(entry: Entry, known: Entry) -> Entry:
+    """What is recorded, with the stamps of files that were only touched, so that the next ingest need not read them.
+
+    A file of the same content at another path keeps its old record: that is the path Pixeltable refers to.
+
+    >>> renewed({'photo': {'path': '/a', 'stamp': 2}}, {'photo': {'path': '/a', 'stamp': 1}})
+    {'photo': {'path': '/a', 'stamp': 2}}
+    """
+    return {name: entry[name] if entry[name]['path'] == item['path'] else item for name, item in known.items()}

@@ -41,23 +41,29 @@ def quarantined(table: Any = None) -> list[dict[str, str]]:
     return sorted((dict(row) for row in found), key=lambda row: (row['table_path'], row['place'], row['column_name']))
 
 
-def _storable(text: str) -> str:
+def _escaped(text: str) -> str:
     """Text as Postgres takes it: a file name may hold bytes that are no UTF-8, a row anything."""
     return text.encode('utf-8', 'backslashreplace').decode().replace('\x00', '\\x00')
 
 
-def settle(table: Any, source: str, bad: Sequence[Bad]) -> int:
+def settle(table: Any, source: str, bad: Sequence[Bad], *, whole: bool = True) -> int:
     """Make the quarantine of one source exactly `bad`: new entries go in, mended ones go out.
+
+    Args:
+        table: the table that was ingested into.
+        source: name of the source.
+        bad: its bad rows.
+        whole: whether the source was read to its end; if not, nothing goes out.
 
     Returns:
         Number of entries written or removed; 0 when nothing changed.
     """
     path = path_of(table)
     wanted = {}
-    source = _storable(source)
+    source = _escaped(source)
     for entry in bad:
         parts = (entry.place, entry.key, entry.column, entry.path, entry.reason)
-        values = (path, source, *(_storable(part) for part in parts))
+        values = (path, source, *(_escaped(part) for part in parts))
         identity = hashlib.blake2b('\x00'.join(values[:5]).encode(), digest_size=16).hexdigest()
         wanted[identity] = {'id': identity, **dict(zip(COLUMNS, values, strict=True))}
     store = _table(create=bool(wanted))
@@ -65,7 +71,7 @@ def settle(table: Any, source: str, bad: Sequence[Bad]) -> int:
         return 0
     mine = (store.table_path == path) & (store.source == source)
     stored = {row['id']: row['reason'] for row in store.where(mine).select(id=store.id, reason=store.reason).collect()}
-    gone = [(identity,) for identity in stored if identity not in wanted]
+    gone = [(identity,) for identity in stored if whole and identity not in wanted]
     delete_rows(store, gone)
     fresh = [row for identity, row in wanted.items() if stored.get(identity) != row['reason']]
     if fresh:

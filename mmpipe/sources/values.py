@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import math
 from datetime import date, datetime
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
 import numpy as np
 
 from mmpipe.errors import BadInputError
+from mmpipe.store import default_time_zone
 
 TRUE, FALSE = ('true', '1', 'yes'), ('false', '0', 'no')
 INT64 = range(-(2**63), 2**63)
+NAN = 'is NaN: leave the field empty where the value is missing'
 
 
 def parse(value: Any, kind: Any, *, text: bool = True) -> Any:
@@ -39,12 +42,14 @@ def parse(value: Any, kind: Any, *, text: bool = True) -> Any:
     ...
     mmpipe.errors.BadInputError: is NaN: leave the field empty where the value is missing
     """
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None:
         if not kind.nullable:
             raise BadInputError('is empty, and the column may not be null: fill it, or declare the column as `| None`')
         return None
-    if isinstance(value, np.generic):
-        value = value.item()
+    if isinstance(value, (float, Decimal, datetime)) and value != value:  # NaN, also pandas' NaT
+        raise BadInputError(NAN)
     try:
         return _parse(value, kind, text)
     except (ValueError, TypeError, OverflowError) as error:
@@ -61,9 +66,7 @@ def _parse(value: Any, kind: Any, text: bool) -> Any:
     if kind.is_float_type():
         number = float(value)
         if not math.isfinite(number):
-            raise BadInputError(
-                f'is {"NaN" if math.isnan(number) else number}: leave the field empty where the value is missing'
-            )
+            raise BadInputError(NAN if math.isnan(number) else NAN.replace('NaN', str(number)))
         return number
     if kind.is_bool_type():
         if isinstance(value, bool):
@@ -92,11 +95,11 @@ def _parse(value: Any, kind: Any, text: bool) -> Any:
     if kind.is_string_type():
         if isinstance(value, (list, dict, bytes)):
             raise ValueError('not text')
-        return _storable(str(value))
+        return _characters(str(value))
     return value
 
 
-def _storable(text: str) -> str:
+def _characters(text: str) -> str:
     if '\x00' in text:
         raise ValueError('a NUL character, which Postgres cannot store')
     if any('\ud800' <= character <= '\udfff' for character in text):
@@ -106,6 +109,4 @@ def _storable(text: str) -> str:
 
 def _in_zone(time: datetime) -> datetime:
     """Pixeltable gives times back with a zone; without one here, an unchanged time would look changed."""
-    from pixeltable.env import Env
-
-    return time if time.tzinfo is not None else time.replace(tzinfo=Env.get().default_time_zone)
+    return time if time.tzinfo is not None else time.replace(tzinfo=default_time_zone())

@@ -12,9 +12,9 @@ import numpy as np
 
 from mmpipe.errors import StoreError
 from mmpipe.sources.fit import Key, Row, Target, absent
-from mmpipe.sources.origin import ORIGIN, BadMedium, Entry, changed, inspect, recorded
+from mmpipe.sources.origin import ORIGIN, BadMedium, Entry, changed, inspect, recorded, renewed
 from mmpipe.sources.record import Bad
-from mmpipe.store import Written, replace_rows, rows_with_keys, update_rows
+from mmpipe.store import Written, machine_failure, replace_rows, rows_with_keys, update_rows
 
 
 @dataclass
@@ -24,17 +24,34 @@ class Outcome:
     inserted: int = 0
     replaced: int = 0
     updated: int = 0
+    touched: int = 0
     unchanged: int = 0
     view_rows: int = 0
     failed_cells: int = 0
     failed_columns: set[str] = field(default_factory=set)
     bad: list[Bad] = field(default_factory=list)
+    refused: int = 0
+    reasons: set[str] = field(default_factory=set)
 
     def add(self, written: Written) -> None:
         """Count what one write did beside its own rows."""
         self.view_rows += written.view_rows
         self.failed_cells += written.failed_cells
         self.failed_columns |= set(written.columns)
+
+    def refuse(self, refused: Sequence[Bad]) -> None:
+        """Note rows that were readable, but could not be written."""
+        self.bad += refused
+        self.refused += len(refused)
+        self.reasons |= {' '.join(part for part in (entry.column, entry.reason) if part) for entry in refused}
+
+    @property
+    def hopeless(self) -> str:
+        """The reason that every row so far was refused for, and so will be the rest; '' while there is hope."""
+        done = self.inserted + self.replaced + self.updated + self.touched + self.unchanged
+        if done or self.refused < 2 or len(self.reasons) != 1 or 2 * self.refused < len(self.bad):
+            return ''
+        return next(iter(self.reasons))
 
 
 def write(table: Any, rows: Sequence[Row], target: Target, pool: ThreadPoolExecutor, outcome: Outcome) -> None:
@@ -48,7 +65,8 @@ def write(table: Any, rows: Sequence[Row], target: Target, pool: ThreadPoolExecu
         outcome: counts and bad rows are added to it.
 
     Raises:
-        StoreError: no row of the chunk can be written, each for the same reason.
+        StoreError: the disk, the memory or the database failed.
+        MissingExtraError: a package that opens a file is not installed.
     """
     plain = [name for name in target.types if name not in target.media]
     stored = rows_with_keys(table, [row.key for row in rows], plain, files=list(target.media))
@@ -61,6 +79,7 @@ def write(table: Any, rows: Sequence[Row], target: Target, pool: ThreadPoolExecu
 
     fresh: list[tuple[Row, dict[str, Any]]] = []
     updates: list[tuple[Row, dict[str, Any]]] = []
+    touches: list[tuple[Row, dict[str, Any]]] = []
     refused: list[Bad] = []
     replaced: set[Key] = set()
     for row, entry in zip(rows, pool.map(look, rows), strict=True):
@@ -76,8 +95,12 @@ def write(table: Any, rows: Sequence[Row], target: Target, pool: ThreadPoolExecu
             replaced |= {row.key} if old is not None else set()
         else:
             values = {name: value for name, value in row.values.items() if not _same(old[name], value)}
+            record = renewed(entry, recorded(old))
+            if record != recorded(old):
+                values[ORIGIN] = {**(old[ORIGIN] or {}), 'media': record}
             if values:
-                updates.append((row, {**dict(zip(target.key, row.key, strict=True)), **values}))
+                part = touches if set(values) == {ORIGIN} else updates
+                part.append((row, {**dict(zip(target.key, row.key, strict=True)), **values}))
             else:
                 outcome.unchanged += 1
 
@@ -91,16 +114,15 @@ def write(table: Any, rows: Sequence[Row], target: Target, pool: ThreadPoolExecu
         outcome.add(update_rows(table, [values for _, values in part]))
         outcome.updated += len(part)
 
-    refused += _halve(fresh, replace)
+    def touch(part: Sequence[tuple[Row, dict[str, Any]]]) -> None:
+        outcome.add(update_rows(table, [values for _, values in part]))
+        outcome.touched += len(part)
+
+    refused += _halve(fresh, replace, target.path)
     for _, same in groupby(sorted(updates, key=lambda item: sorted(item[1])), key=lambda item: sorted(item[1])):
-        refused += _halve(list(same), update)
-    if len(refused) > 1 and len(refused) == len(rows) and len({(entry.column, entry.reason) for entry in refused}) == 1:
-        first = refused[0]
-        raise StoreError(
-            f"'{target.path}': none of the {len(rows)} rows from {first.place} on can be written, all for one reason: "
-            f'{" ".join(part for part in (first.column, first.reason) if part)}'
-        )
-    outcome.bad += refused
+        refused += _halve(list(same), update, target.path)
+    refused += _halve(touches, touch, target.path)
+    outcome.refuse(refused)
 
 
 def _whole(row: Row, entry: Entry, old: Mapping[str, Any], target: Target) -> dict[str, Any]:
@@ -118,17 +140,25 @@ def _same(stored: Any, value: Any) -> bool:
 
 
 def _halve(
-    rows: Sequence[tuple[Row, dict[str, Any]]], write_part: Callable[[Sequence[tuple[Row, dict[str, Any]]]], None]
+    rows: Sequence[tuple[Row, dict[str, Any]]],
+    write_part: Callable[[Sequence[tuple[Row, dict[str, Any]]]], None],
+    path: str,
 ) -> Iterator[Bad]:
     """Write rows together, or in halves when that is refused, down to the rows at fault."""
     if not rows:
         return
     try:
         write_part(rows)
-    except Exception as error:  # noqa: BLE001 (UDFs, iterators and Pixeltable raise anything)
+    except Exception as error:
+        failure = machine_failure(error)
+        if failure:
+            raise StoreError(
+                f"'{path}': writing stopped at {rows[0][0].place} ({failure}). No row is at fault: free disk space or "
+                f'memory, or check Postgres, then run the same again.'
+            ) from error
         if len(rows) > 1:
-            yield from _halve(rows[: len(rows) // 2], write_part)
-            yield from _halve(rows[len(rows) // 2 :], write_part)
+            yield from _halve(rows[: len(rows) // 2], write_part, path)
+            yield from _halve(rows[len(rows) // 2 :], write_part, path)
             return
         row = rows[0][0]
         reason = f'was refused by Pixeltable ({_what(error)}): correct the row or the function'

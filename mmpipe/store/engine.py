@@ -9,25 +9,41 @@ import os
 import pwd
 import subprocess
 import threading
+from datetime import tzinfo
 from typing import Any
 
 from mmpipe.errors import ConfigError, StoreError
 from mmpipe.home import configure_pixeltable, pixeltable_home
 
-# Every private name that mmpipe.store uses, as module:attribute path.
+# Every private name of Pixeltable that mmpipe uses, as module:attribute path.
 INTERNALS = (
     'pixeltable.env:Env.get',
+    'pixeltable.env:Env.db_url',
+    'pixeltable.env:Env.default_time_zone',
     'pixeltable.runtime:get_runtime',
     'pixeltable.catalog.catalog:Catalog.begin_xact',
+    'pixeltable.catalog.catalog:Catalog.get_table_by_id',
+    'pixeltable.catalog.table:Table._get_schema',
+    'pixeltable.catalog.table:Table._path',
+    'pixeltable.catalog.table:Table._tbl_path',
     'pixeltable.catalog.table_path:TableVersionPath.get_tbl_versions',
-    'pixeltable.catalog.model.definition:TableModelMeta',
-    'pixeltable.catalog.model.diff:validate_models',
+    'pixeltable.catalog.model.base:model_base',
+    'pixeltable.catalog.model.definition:TableModelMeta.is_bound',
+    'pixeltable.catalog.model.definition:TableModelMeta.table',
+    'pixeltable.catalog.model.definition:bind_query_templates',
+    'pixeltable.catalog.model.diff:base_query_columns',
+    'pixeltable.catalog.model.diff:queried_models',
     'pixeltable.catalog.model.diff:user_columns',
     'pixeltable.catalog.model.query:ModelQuery',
     'pixeltable.catalog.model.resolution:resolve_model_value_expr',
-    'pixeltable.exprs:RowidRef',
+    'pixeltable.exceptions:Error',
     'pixeltable.exprs:ColumnRef',
-    'pixeltable.metadata.schema:TableVersion',
+    'pixeltable.exprs:ColumnRefByName',
+    'pixeltable.exprs:Expr.from_object',
+    'pixeltable.exprs:Expr.subexprs',
+    'pixeltable.exprs:FunctionCall',
+    'pixeltable.exprs:RowidRef',
+    'pixeltable.metadata.schema:TableVersion.md',
     'pixeltable.store:StoreBase.rowid_columns',
 )
 
@@ -85,6 +101,14 @@ def start() -> Any:
                 f'Check that its home is writable and on a local disk, or set PIXELTABLE_DB_CONNECT_STR.'
             ) from error
         return pxt
+
+
+def default_time_zone() -> tzinfo | None:
+    """The zone in which Pixeltable reads times that have none."""
+    start()
+    from pixeltable.env import Env
+
+    return Env.get().default_time_zone
 
 
 def stop_postgres() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from mmpipe.errors import SchemaError
@@ -128,6 +129,16 @@ def cell_errors(table: Any, columns: list[str] | None = None, *, limit: int = 3)
     return found
 
 
+def failed_cells(table: Any, columns: list[str] | None = None) -> Iterator[str]:
+    """For each column that has cells whose UDF raised a message: the first error, and the next move."""
+    path = path_of(table)
+    for name, (count, messages) in cell_errors(table, columns, limit=1).items():
+        yield (
+            f'{path}.{name}: {count} cells are null, since their function raised: {messages[0]}. Correct it or the '
+            f"row, then pxt.get_table('{path}').recompute_columns('{name}', errors_only=True)"
+        )
+
+
 def _cell_error(row: Any, keys: list[str]) -> str:
     text = f'{row["error"]}: {row["text"]}'
     return f"row '{'/'.join(str(row[key]) for key in keys)}': {text}" if keys else text
@@ -166,25 +177,3 @@ def media_columns(table: Any) -> dict[str, str]:
         if kind.is_media_type() and not table.get_metadata()['columns'][name]['is_iterator_col']:
             kinds[name] = kind._type.name.lower()
     return kinds
-
-
-def column_functions(tables: Any) -> dict[str, str]:
-    """The outermost function of each computed column of some table classes.
-
-    Args:
-        tables: base class made by `pxt.model_base()`.
-
-    Returns:
-        'table.column' to the function's name; columns whose expression is no function call are left out.
-    """
-    start()
-    from pixeltable.catalog.model.diff import user_columns
-    from pixeltable.exprs import Expr, FunctionCall
-
-    found = {}
-    for name, model in tables.__registered_models__.items():
-        for column, spec in user_columns(model).items():
-            value = Expr.from_object(spec['value']) if 'value' in spec else None
-            if isinstance(value, FunctionCall):
-                found[f'{name}.{column}'] = value.fn.name
-    return found

@@ -14,7 +14,7 @@ from mmpipe.errors import DestructiveError, PlanError, SchemaError
 from mmpipe.functions import counts, reset
 
 
-def declare(*, function=None, extra=False, words=pieces, minimum=0, plain=('text',), views=True):
+def declare(*, function=None, extra=False, words=pieces, minimum=0, plain=('text',), views=True, unlucky=False):
     """Versions of one schema: another function, another column, another iterator, another filter."""
     Tables = pxt.model_base()
     if 'text' in plain:
@@ -27,6 +27,10 @@ def declare(*, function=None, extra=False, words=pieces, minimum=0, plain=('text
                 y = function(x)
             if extra:
                 z = tripled(x)
+            if unlucky:
+                n: pxt.Int | None
+                u = doubled(x)
+                v = tripled(u)
     else:
 
         class Items(Tables, name='items'):
@@ -105,6 +109,37 @@ def test_an_altered_column_is_computed_again_for_every_row(filled):
     assert counts() == {'tripled': 3}
     pxt.get_table(f'{filled}/items').insert([{'key': 'new', 'x': 10}])
     assert values(filled, 'y') == [3, 6, 9, 30]
+
+
+def test_a_cell_that_an_added_or_altered_function_cannot_compute_stops_nothing_and_is_told(filled, caplog):
+    mm.apply(mm.plan(declare(function=tripled), filled))
+    pxt.get_table(f'{filled}/items').insert([{'key': 'bad', 'x': 13}, {'key': 'big', 'x': 130}])
+    plan = mm.plan(declare(function=doubled, unlucky=True), filled)
+    assert actions(plan) == [
+        ('alter', 'items', 'y'),
+        ('add', 'items', 'n'),
+        ('add', 'items', 'u'),
+        ('add', 'items', 'v'),
+    ]
+    done = mm.apply(plan)
+    assert done.changes == plan.changes
+    for message, column in zip(done.failed, 'uy', strict=True):
+        for word in (
+            f'{filled}/items.{column}: 1 cells are null', "row 'bad'", '13 is unlucky',
+            f"pxt.get_table('{filled}/items').recompute_columns('{column}', errors_only=True)",
+        ):  # fmt: skip
+            assert word in message
+        assert message in str(done)
+        assert message in caplog.text
+    assert json.loads(json.dumps(done.to_json()))['failed'] == list(done.failed)
+    table = pxt.get_table(f'{filled}/items')
+    found = {
+        row['x']: (row['y'], row['u'], row['v']) for row in table.select(table.x, table.y, table.u, table.v).collect()
+    }
+    assert found == {**{x: (2 * x, 2 * x, 6 * x) for x in (1, 2, 3, 130)}, 13: (None, None, None)}
+    assert not mm.plan(declare(function=doubled, unlucky=True), filled).pending
+    table.where(table.x == 13).update({'x': 14})
+    assert values(filled, 'v') == [6, 12, 18, 84, 780]
 
 
 def test_rows_that_come_between_plan_and_apply_are_altered_too(filled):

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 from types import SimpleNamespace
 
 import media
 import numpy as np
 import PIL.Image
 import pixeltable as pxt
+import psycopg
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import sqlalchemy.exc
 from schemas import media_table, numbers, write_csv
 
 import mmpipe as mm
-from mmpipe.errors import BadInputError, ConfigError, SchemaError, SourceError, StoreError
+from mmpipe.errors import BadInputError, ConfigError, MissingExtraError, SchemaError, SourceError, StoreError
 from mmpipe.functions import counts, document, reset
 from mmpipe.sources import Record
+from mmpipe.sources import media as sources_media
+from mmpipe.sources import write as sources_write
 
 
 @pytest.fixture(scope='module')
@@ -26,14 +34,18 @@ def tables(pixeltable_home):
     pxt.drop_dir('t_ingest', force=True)
 
 
+def empty_quarantine():
+    quarantine = pxt.get_table('mmpipe/quarantine', if_not_exists='ignore')
+    if quarantine is not None:
+        quarantine.delete()
+
+
 @pytest.fixture
 def shop(tables, tmp_path):
     """An empty table of all media, and three rows with a file each, in a manifest."""
     declared = SimpleNamespace(**vars(tables[0]), path='t_ingest/items')
     declared.Items.table.delete()
-    quarantine = pxt.get_table('mmpipe/quarantine', if_not_exists='ignore')
-    if quarantine is not None:
-        quarantine.delete()
+    empty_quarantine()
     media.photo(tmp_path / 'a.jpg', seed=1)
     media.sound(tmp_path / 'b.wav', seconds=0.2)
     media.pdf(tmp_path / 'c.pdf', ['One', 'Two'])
@@ -68,8 +80,30 @@ def test_running_again_writes_and_computes_nothing(shop):
     assert again.written == 0
     assert again.unchanged == 3
     assert counts() == {}
+
+
+def test_a_file_that_was_only_touched_is_read_once_more_and_nothing_is_computed(shop, monkeypatch):
+    ingest(shop)
+    before = stored(shop, 'square')['a']
     os.utime(shop.folder / 'a.jpg')  # another time, the same content
+    read = []
+    real = sources_media.digest_file
+    monkeypatch.setattr(sources_media, 'digest_file', lambda path: read.append(path.name) or real(path))
+    reset()
+    report = ingest(shop)
+    assert (report.touched, report.unchanged, report.written, report.view_rows) == (1, 2, 1, 0)
+    assert '1 only touched' in str(report)
+    assert read == ['a.jpg']
     assert ingest(shop).written == 0
+    assert read == ['a.jpg']
+    assert counts() == {}
+    assert (stored(shop, 'square')['a'] == before).all()
+    os.utime(shop.folder / 'a.jpg')
+    shop.rows[0]['caption'] = 'A dog'
+    report = ingest(shop)
+    assert (report.updated, report.touched) == (1, 0)
+    assert ingest(shop).written == 0
+    assert read == ['a.jpg', 'a.jpg']
     assert counts() == {}
 
 
@@ -125,6 +159,44 @@ def test_columns_that_a_manifest_leaves_out_keep_what_is_stored(shop):
     assert ingest(shop, [{'key': 'a', 'speech': 'a.wav'}]).replaced == 1
     assert stored(shop, 'square')['a'] is not None
     assert stored(shop, 'mel')['a'] is not None
+
+
+def test_a_file_that_is_gone_since_it_was_ingested_is_told_from_one_that_never_was(shop):
+    ingest(shop)
+    (shop.folder / 'a.jpg').unlink()
+    shop.rows.append({'key': 'd', 'photo': 'none.jpg'})
+    report = ingest(shop)
+    assert {row.key: row.reason for row in report.bad} == {
+        'a': 'is gone since it was ingested: put it back, or remove the row from the source',
+        'd': 'does not exist: add the file, or correct the path',
+    }
+    assert stored(shop, 'square')['a'] is not None
+
+
+def test_a_package_that_is_missing_is_asked_for_and_no_row_is_blamed(shop, monkeypatch):
+    (shop.folder / 'd.md').write_text('# *Title*')
+    rows = [{'key': 'd', 'document': 'd.md'}]
+    with monkeypatch.context() as missing:
+        missing.setitem(sys.modules, 'mistune', None)  # Python's own way to say that there is none
+        with pytest.raises(MissingExtraError, match=r"d\.md' needs mistune.*pip install 'mmpipe\[text\]'"):
+            ingest(shop, rows)
+    assert mm.quarantined(shop.Items) == []
+    assert ingest(shop, rows).inserted == 1
+
+
+def test_nan_in_a_text_column_is_refused_and_null_is_null(shop):
+    path = shop.folder / 'a.parquet'
+    keys, nan = ['null', 'nan'], float('nan')
+    pq.write_table(pa.table({'key': keys, 'caption': pa.array([None, nan]), 'price': pa.array([None, 1.0])}), path)
+    report = mm.ingest(shop.Items, mm.sources.rows(path))
+    assert [(row.key, row.column, row.reason) for row in report.bad] == [
+        ('nan', 'caption', 'is NaN: leave the field empty where the value is missing')
+    ]
+    lines = shop.folder / 'a.jsonl'
+    lines.write_text('{"key": "b", "caption": NaN}\n{"key": "c", "caption": "nan"}\n')
+    assert [row.key for row in mm.ingest(shop.Items, mm.sources.rows(lines)).bad] == ['b']
+    assert ingest(shop, [{'key': 'd', 'caption': 'nan'}]).quarantined == 0
+    assert stored(shop, 'caption') == {'null': None, 'c': 'nan', 'd': 'nan'}
 
 
 def test_files_of_a_row_that_mmpipe_did_not_write_are_kept(shop):
@@ -266,6 +338,7 @@ def test_file_names_and_reasons_that_are_no_utf8_still_reach_the_quarantine(shop
 def counted(tables, tmp_path):
     declared = SimpleNamespace(**vars(tables[1]))
     declared.Numbers.table.delete()
+    empty_quarantine()
     declared.folder = tmp_path
     declared.ingest = lambda rows, **options: mm.ingest(
         declared.Numbers, mm.sources.rows(write_csv(tmp_path / 'n.csv', rows)), **options
@@ -322,10 +395,53 @@ def test_an_update_that_a_function_refuses_keeps_the_old_row_and_does_the_others
     assert counted.stored() == {'k0': (0, 0), 'k1': (1, 2), 'k2': (20, 40), 'k3': (3, 6)}
 
 
-def test_a_reason_that_holds_for_every_row_stops_the_ingest(counted):
-    with pytest.raises(StoreError, match=r"numbers': none of the 3 rows from .* line 2 on.*fell into the trap"):
-        counted.ingest([{'key': f'k{i}', 'x': i, 'text': 'trap'} for i in range(3)])
-    assert counted.stored() == {}
+def test_a_reason_that_holds_for_every_row_so_far_stops_the_ingest_with_the_rows_in_quarantine(counted):
+    elsewhere = mm.ingest(counted.Numbers, mm.sources.rows(write_csv(counted.folder / 'o.csv', [{'key': ''}])))
+    assert elsewhere.quarantined == 1
+    rows = [{'key': f'k{i}', 'x': i, 'text': 'trap' if i < 3 else 'one'} for i in range(5)]
+    rows[4]['key'] = 'k' * 300
+    counted.ingest(rows[4:])
+    for size in (3, 1):  # one chunk, or several
+        with pytest.raises(StoreError, match=r"numbers': none of the [23] rows from .* line 2 on.*fell into the trap"):
+            counted.ingest(rows, chunk_rows=size)
+        assert counted.stored() == {}
+        found = [row['row_key'][:2] for row in mm.quarantined(counted.Numbers)]
+        assert sorted(found) == ['', 'k0', 'k1', 'k2', 'kk']  # those of this source and of others are still there
+    assert counted.ingest([{**row, 'key': row['key'][:9], 'text': 'one'} for row in rows]).inserted == 5
+    assert [row['row_key'] for row in mm.quarantined(counted.Numbers)] == ['']
+
+
+def test_a_last_chunk_of_bad_rows_alone_does_not_stop_the_ingest(counted):
+    rows = [{'key': f'k{i}', 'x': i, 'text': 'trap' if i >= 32 else 'one'} for i in range(34)]
+    report = counted.ingest(rows)
+    assert (report.inserted, report.quarantined) == (32, 2)
+    assert len(counted.stored()) == 32
+    assert {row['row_key'] for row in mm.quarantined(counted.Numbers)} == {'k32', 'k33'}
+    assert counted.ingest(rows).unchanged == 32
+
+
+@pytest.mark.parametrize(
+    'failure',
+    [
+        OSError(errno.ENOSPC, 'No space left on device'),
+        MemoryError(),
+        sqlalchemy.exc.OperationalError('INSERT', {}, psycopg.OperationalError('the connection is lost')),
+    ],
+)
+def test_a_failing_machine_is_blamed_on_no_row(counted, monkeypatch, failure):
+    def fail(*_):
+        try:
+            raise failure
+        except type(failure) as error:
+            raise RuntimeError('refused') from error
+
+    rows = [{'key': f'k{i}', 'x': i} for i in range(4)]
+    monkeypatch.setattr(sources_write, 'replace_rows', fail)
+    with pytest.raises(StoreError, match=rf'stopped at .* line 2 \({type(failure).__name__}.*run the same again'):
+        counted.ingest(rows)
+    monkeypatch.undo()
+    assert mm.quarantined(counted.Numbers) == []
+    assert counted.ingest(rows).inserted == 4
 
 
 def test_a_column_that_new_rows_need_is_asked_for(directory, tmp_path):

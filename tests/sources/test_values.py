@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 from datetime import UTC, date, datetime
+from decimal import Decimal
 
 import numpy as np
 import pixeltable as pxt
@@ -68,7 +69,9 @@ def test_any_value_is_parsed_or_refused_and_nothing_else_is_raised(pixeltable_ho
 @pytest.mark.parametrize(
     ('value', 'hint', 'reason'),
     [
-        ('nan', pxt.Float, 'NaN'), ('inf', pxt.Float, 'inf'), (float('nan'), pxt.Int, 'nan'),
+        ('nan', pxt.Float, 'NaN'), ('inf', pxt.Float, 'inf'), (float('nan'), pxt.Int, 'NaN'),
+        (float('nan'), pxt.String, 'is NaN: leave'), (np.float32('nan'), pxt.String, 'is NaN: leave'),
+        (Decimal('nan'), pxt.String, 'is NaN: leave'),
         (float('inf'), pxt.Int, 'inf'), ('3.5', pxt.Int, '3.5'), (2**63, pxt.Int, '64 bits'),
         ('maybe', pxt.Bool, 'maybe'),
         ('{"a": NaN}', pxt.Json, 'NaN|JSON'), ('{', pxt.Json, 'correct'), ('a\0b', pxt.String, 'NUL'),
@@ -83,6 +86,7 @@ def test_a_value_of_another_type_is_refused_with_the_value(value, hint, reason):
 
 def test_null_is_kept_where_the_column_allows_it():
     assert parse(None, kind(pxt.Int | None)) is None
+    assert parse(np.datetime64('NaT'), kind(pxt.Timestamp | None)) is None
     with pytest.raises(BadInputError, match=r'may not be null.*`| None`'):
         parse(None, kind(pxt.Int))
 
