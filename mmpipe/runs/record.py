@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
+from mmpipe.durable import make_folders, sync_directory, sync_file, write_bytes, write_json
 from mmpipe.errors import ConfigError, RunError
 from mmpipe.home import runs_dir
-from mmpipe.runs.durable import sync_file, write_json
 
 FORMAT = 1
 PACKAGES = ('mmpipe', 'torch', 'torchvision', 'timm', 'numpy', 'pyarrow', 'safetensors')
@@ -175,7 +175,7 @@ def create_run(name: str, record: Mapping[str, Any], *, runs: str | os.PathLike[
     if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]*', name):
         raise ConfigError(f"A run cannot be called {name!r}: use letters, digits, `.`, `_` and `-`, as in name='shop'.")
     folder = (Path(runs) if runs is not None else runs_dir()) / name
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folders(folder)
     taken = [int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal()]
     number = max(taken, default=0) + 1
     while True:  # mkdir is the claim: of two processes, one moves on to the next number
@@ -185,6 +185,7 @@ def create_run(name: str, record: Mapping[str, Any], *, runs: str | os.PathLike[
             break
         except FileExistsError:
             number += 1
+    sync_directory(folder)
     full = {
         'format': FORMAT,
         'id': f'{name}/{number:04d}',
@@ -248,10 +249,7 @@ def cut_metrics(run: Run, step: int) -> None:
                 kept.append(line + '\n')
         except ValueError:
             break
-    temporary = file.with_name(f'.metrics.{os.getpid()}.tmp')
-    temporary.write_text(''.join(kept), encoding='utf-8')
-    sync_file(temporary)
-    os.replace(temporary, file)
+    write_bytes(file, ''.join(kept).encode())
 
 
 def drop_checkpoints(run: Run, *, keep: int) -> None:

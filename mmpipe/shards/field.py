@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,7 +76,9 @@ class Field:
                 f"field '{self.name}' of kind {self.kind} cannot hold dtype '{self.dtype}'; use {', '.join(allowed)}"
             )
         if self.kind in ('label', 'labels') and self.vocabulary is None:
-            raise FieldError(f"field '{self.name}' of kind {self.kind} needs its vocabulary")
+            raise FieldError(
+                f"field '{self.name}' of kind {self.kind} has no vocabulary: pass its words in order of their indices"
+            )
         object.__setattr__(self, 'shape', tuple(int(n) for n in self.shape))
         if self.vocabulary is not None:
             object.__setattr__(self, 'vocabulary', tuple(self.vocabulary))
@@ -147,6 +150,10 @@ def encode(field: Field, values: Sequence[Any], *, keys: Sequence[str] | None = 
     if arrow_type is None:
         arrow_type = pa.bool_() if field.dtype == 'bool' else pa.from_numpy_dtype(np.dtype(field.dtype))
         for i, value in enumerate(values):
+            if isinstance(value, float) and field.dtype == 'int64' and not value.is_integer():  # Arrow would cut it off
+                raise FieldError(
+                    f"field '{field.name}' is {value} in {row(i)}, and int64 holds whole numbers: declare it as float64"
+                )
             if isinstance(value, float) and not _fits(value, field.dtype):
                 raise FieldError(
                     f"field '{field.name}' is {value} in {row(i)}, which as {field.dtype} is no number. "
@@ -297,8 +304,10 @@ def content_digest(field: Field, value: Any) -> bytes:
     elif field.kind == 'labels':
         digest.update(repr(sorted(set(value))).encode())
     elif field.kind == 'scalar':
-        with np.errstate(over='ignore'):  # a number too large for its dtype is refused when it is encoded
-            digest.update(repr(np.dtype(field.dtype).type(value).item()).encode())
+        # A number that does not fit its dtype is refused when it is encoded.
+        with np.errstate(over='ignore', invalid='ignore'), suppress(OverflowError, ValueError):
+            value = np.dtype(field.dtype).type(value).item()
+        digest.update(repr(value).encode())
     else:
         digest.update(b's')  # so that the word 'null' is not a null
         digest.update(str(value).encode())

@@ -1,21 +1,22 @@
 """The manifest of a snapshot: a small checksummed JSON head, and an Arrow table that lists its shards.
 
-    root/LATEST                    the id of the current snapshot: the one file that is ever replaced
-    root/manifests/<id>.json       head: fields, splits, source versions, and the names and digests of the next two
+    root/LATEST                    the id of the current snapshot
+    root/manifests/<id>.json       head: fields, splits, definition, and the names and digests of the next two
     root/manifests/<sha>.arrow     shard list: block, path, fields, rows, bytes, sha256
     root/masks/<sha>.arrow         dropped rows: block, row
     root/shards/<sha>.arrow        the data
+    root/versions/<id>.json        versions of the tables at which the snapshot's content was what it holds
 
 A *block* is a run of rows; its fields may lie in several shards (a field added later gets a shard of its own beside
-the others). Sample order is block order, then row order. Everything but LATEST is immutable and named by its content.
+the others). Sample order is block order, then row order. Everything but LATEST and versions/ is immutable and named by
+its content. Versions stand apart because tables get new ones without any change of content; each state of such a file
+is true of its snapshot, so it is written before the pointer, and losing it costs a look at every row.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from pathlib import Path
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mmpipe.durable import write_bytes, write_json
 from mmpipe.errors import ShardError
 from mmpipe.shards.field import Field
 
@@ -57,16 +59,17 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Everything that defines a snapshot; its id is a digest of this content, without parent and time.
+    """Everything that defines a snapshot; its id is a digest of this content, without parent, time and versions.
 
     Args:
         fields: the fields, in declaration order.
         shards: the files, ordered by block.
         dropped: `[k, 2]` int64 array of (block, row) that are no longer part of the snapshot, sorted.
-        source: where the rows came from: table, version vector, filter, field expressions. JSON values only.
+        source: where the rows came from: table, filter, field expressions. JSON values only.
         splits: live rows per split.
         parent: id of the snapshot this one extends.
         created: ISO 8601 time of the commit, UTC.
+        versions: versions of the tables it is pinned to, the newest ones with this content; empty when not known. JSON.
     """
 
     fields: tuple[Field, ...]
@@ -76,6 +79,7 @@ class Manifest:
     splits: dict[str, int]
     parent: str | None = None
     created: str = ''
+    versions: dict[str, Any] = dataclass_field(default_factory=dict, compare=False)
     id: str = dataclass_field(default='', compare=False)
 
     @property
@@ -109,24 +113,8 @@ def put(root: Path, folder: str, data: Any, suffix: str) -> tuple[str, str]:
     path = f'{folder}/{sha[:32]}{suffix}'
     target = root / path
     if not target.exists() or target.stat().st_size != memoryview(data).nbytes:
-        write_atomically(target, data)
+        write_bytes(target, data)
     return path, sha
-
-
-def write_atomically(target: Path, data: Any) -> None:
-    """Write a file so that a crash leaves either the old one or the new one, never a part of it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix='.tmp-')
-    try:
-        with os.fdopen(handle, 'wb') as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def table_bytes(table: pa.Table) -> pa.Buffer:
@@ -139,7 +127,7 @@ def table_bytes(table: pa.Table) -> pa.Buffer:
 
 
 def save(root: Path, manifest: Manifest) -> str:
-    """Write a manifest and move LATEST to it: the commit.
+    """Write a manifest and move LATEST to it: the commit. What is there already is not written again.
 
     Returns:
         The snapshot id, 16 hex digits.
@@ -158,14 +146,35 @@ def save(root: Path, manifest: Manifest) -> str:
         'source': manifest.source,
         'splits': manifest.splits,
     }
-    identity = sha256_of(json.dumps(content, sort_keys=True).encode())[:16]
+    identity = _checksum(content)[:16]
     head_path = root / 'manifests' / f'{identity}.json'
     if not head_path.exists():
         head = {'id': identity, **content, 'parent': manifest.parent, 'created': manifest.created}
-        head['checksum'] = sha256_of(json.dumps(head, sort_keys=True).encode())
-        write_atomically(head_path, json.dumps(head, indent=1).encode())
-    write_atomically(root / 'LATEST', (identity + '\n').encode())
+        head['checksum'] = _checksum(head)
+        write_bytes(head_path, json.dumps(head, indent=1).encode())
+    if manifest.versions and manifest.versions != load_versions(root, identity):
+        content = {'versions': manifest.versions, 'checksum': _checksum(manifest.versions)}
+        write_json(_versions_file(root, identity), content)
+    if latest_id(root) != identity:
+        write_bytes(root / 'LATEST', (identity + '\n').encode())
     return identity
+
+
+def load_versions(root: Path, identity: str) -> dict[str, Any]:
+    """Versions of the tables a snapshot is pinned to; empty where the file is missing or damaged."""
+    try:
+        found = json.loads(_versions_file(root, identity).read_text())
+        return found['versions'] if _checksum(found['versions']) == found['checksum'] else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _versions_file(root: Path, identity: str) -> Path:
+    return root / 'versions' / f'{identity}.json'
+
+
+def _checksum(content: Any) -> str:
+    return sha256_of(json.dumps(content, sort_keys=True).encode())
 
 
 def latest_id(root: Path) -> str | None:
@@ -197,17 +206,19 @@ def load(root: Path, identity: str | None = None) -> Manifest:
         checksum = head.pop('checksum')
     except FileNotFoundError:
         have = ', '.join(sorted(p.stem for p in (root / 'manifests').glob('*.json'))) or 'none'
-        raise ShardError(f"no snapshot '{identity}' in '{root}'; there: {have}") from None
+        raise ShardError(
+            f"no snapshot '{identity}' in '{root}'; there: {have}. Open one of these, or the latest."
+        ) from None
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ShardError(
             f"'{path}' is not a manifest ({error}). Restore the file, or open an older snapshot by id."
         ) from None
-    if sha256_of(json.dumps(head, sort_keys=True).encode()) != checksum:
+    if _checksum(head) != checksum:
         raise ShardError(f"'{path}' does not match its checksum. Restore the file, or open an older snapshot by id.")
     if head['format'] != FORMAT or head['version'] != VERSION:
         raise ShardError(
             f"'{path}' has format {head['format']} {head['version']}, this mmpipe reads {FORMAT} {VERSION}. "
-            f'Install the mmpipe that wrote it, or write the snapshot again.'
+            f'Install the mmpipe that wrote it, or write the snapshot again into a new root.'
         )
     shard_table = _read_checked(root, head['shards'])
     dropped = _read_checked(root, head['dropped'])
@@ -231,6 +242,7 @@ def load(root: Path, identity: str | None = None) -> Manifest:
         splits=head['splits'],
         parent=head['parent'],
         created=head['created'],
+        versions=load_versions(root, identity),
         id=identity,
     )
 

@@ -31,6 +31,12 @@ def open_snapshot(root: str | Path, id: str | None = None) -> Snapshot:
     Raises:
         ShardError: no snapshot there, or damaged files.
 
+    >>> from mmpipe.shards import Block, write_snapshot
+    >>> fields = [Field(name='price', kind='scalar', dtype='float32')]
+    >>> block = Block(keys=['a', 'b'], columns={'price': [1.5, 2.0]}, splits=['train', 'val'])
+    >>> import tempfile; root = tempfile.mkdtemp(); _ = write_snapshot(root, fields, block)
+    >>> open_snapshot(root).split('train').read('price')
+    (array([1.5], dtype=float32), array([ True]))
     >>> open_snapshot('nowhere')
     Traceback (most recent call last):
     ...
@@ -49,6 +55,13 @@ class Snapshot:
     Args:
         root: directory of the shards.
         manifest: what `mmpipe.shards.manifest.load` read there.
+
+    Attributes:
+        id: 16 hex digits, a digest of the content.
+        fields: the fields by name.
+        splits: rows per split.
+        versions: {table path: [[table id, version, time of creation], ...]} of the tables it is pinned to, nearest
+            first; the newest versions known to hold what it holds, and empty for rows that came from no table.
     """
 
     def __init__(self, root: str, manifest: Manifest) -> None:
@@ -57,6 +70,7 @@ class Snapshot:
         self.id = manifest.id
         self.fields: dict[str, Field] = {item.name: item for item in manifest.fields}
         self.splits = manifest.splits
+        self.versions = manifest.versions
         self._tables: dict[tuple[int, str], pa.Table] = {}
         self._columns: dict[tuple[int, str], Column] = {}
         self._files = {(shard.block, name): shard for shard in manifest.shards for name in ('_key', *shard.fields)}
@@ -115,7 +129,9 @@ class Snapshot:
         """
         if name not in self.splits:
             have = ', '.join(repr(split) for split in self.splits) or 'none'
-            raise DataError(f"snapshot {self.id} in '{self.root}' has no split '{name}'; it has {have}")
+            raise DataError(
+                f"snapshot {self.id} in '{self.root}' has no split '{name}'; it has {have}. Name one of these."
+            )
         rows = self.rows()
         return rows.take(np.flatnonzero(rows.system('_split') == name))
 
@@ -217,12 +233,16 @@ class Rows:
         if field.kind in ('scalar', 'string'):
             values = values.tolist() if isinstance(values, np.ndarray) else values
             return [value if ok else None for value, ok in zip(values, valid, strict=True)]
-        raise DataError(f"field '{name}' is of kind {field.kind}; words() reads label, string and scalar fields")
+        raise DataError(
+            f"field '{name}' is of kind {field.kind}, and words() reads label, string and scalar fields: use "
+            f"read('{name}')"
+        )
 
     def _field(self, name: str) -> Field:
         if name not in self.snapshot.fields:
             raise DataError(
-                f"snapshot {self.snapshot.id} has no field '{name}'; it has {', '.join(self.snapshot.fields)}"
+                f"snapshot {self.snapshot.id} in '{self.snapshot.root}' has no field '{name}'; it has "
+                f'{", ".join(self.snapshot.fields)}. Name one of these, or add it to fields= of mm.snapshot.'
             )
         return self.snapshot.fields[name]
 

@@ -74,7 +74,9 @@ def write_block(root: str | Path, fields: Sequence[Field], block: Block, *, inde
     for field in fields:
         values = block.columns[field.name]
         if len(values) != count:
-            raise FieldError(f"field '{field.name}' has {len(values)} values for {count} rows")
+            raise FieldError(
+                f"field '{field.name}' has {len(values)} values for {count} rows. Give one per key; None is a null."
+            )
         names[field.name] = encode(field, values, keys=block.keys)
         digests = (block.digests or {}).get(field.name) or [content_digest(field, value) for value in values]
         names[f'_digest.{field.name}'] = pa.array(digests, type=pa.binary(DIGEST_BYTES))
@@ -92,6 +94,7 @@ def commit(
     source: Mapping[str, Any] | None = None,
     splits: Mapping[str, int] | None = None,
     parent: str | None = None,
+    versions: Mapping[str, Any] | None = None,
 ) -> Snapshot:
     """Make the given shards the current snapshot of a root, in one pointer write.
 
@@ -103,9 +106,10 @@ def commit(
         source: where the rows came from, as JSON values.
         splits: live rows per split.
         parent: id of the snapshot this one extends.
+        versions: versions of the tables the rows were read at, as JSON values; no part of the content.
 
     Returns:
-        The snapshot. Committing the same content again gives the same id.
+        The snapshot. Committing the same content again gives the same id, and writes nothing but other versions.
     """
     order = np.lexsort((dropped[:, 1], dropped[:, 0]))
     identity = manifests.save(
@@ -118,6 +122,7 @@ def commit(
             splits=dict(sorted((splits or {}).items())),
             parent=parent,
             created=datetime.now(UTC).isoformat(timespec='seconds'),
+            versions=dict(versions or {}),
         ),
     )
     return open_snapshot(root, identity)
@@ -140,7 +145,7 @@ def write_snapshot(
     """
     if len(set(block.keys)) != len(block.keys):
         twice = next(key for key in block.keys if list(block.keys).count(key) > 1)
-        raise FieldError(f"two rows have the key '{twice}'; keys are unique in a snapshot")
+        raise FieldError(f"two rows have the key '{twice}', and keys are unique in a snapshot: leave one of them out")
     splits = list(block.splits) if block.splits is not None else [''] * len(block.keys)
     shard = write_block(root, fields, block, index=0)
     return commit(root, fields, [shard], source=source, splits={name: splits.count(name) for name in set(splits)})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +21,11 @@ class Old:
 
     Args:
         snapshot: the one before; None when there is none.
-        wanted: which rows are looked for; all when None.
+        wanted: which rows are looked for; all when None. For none, nothing is read.
     """
 
-    def __init__(self, snapshot: Snapshot | None, wanted: Sequence[str] | None) -> None:
-        rows = None if snapshot is None else snapshot.rows()
+    def __init__(self, snapshot: Snapshot | None, wanted: list[str] | None) -> None:
+        rows = None if snapshot is None or wanted == [] else snapshot.rows()
         if rows is not None and wanted is not None:
             rows = rows.take(rows.among('_rowid', wanted))
         self.rows = rows

@@ -11,8 +11,10 @@ import numpy as np
 from mmpipe.errors import LabelError
 from mmpipe.shards import Field, Snapshot
 from mmpipe.snapshots.field import FieldSpec, resolve
+from mmpipe.snapshots.read import key_expressions, key_of
 from mmpipe.snapshots.view import TrainingView, pooled_path
 from mmpipe.store import Rowid, narrowed, pages, select_rows
+from mmpipe.store.expressions import aggregated
 
 
 def describe(view: TrainingView, previous: Snapshot | None) -> tuple[dict[str, FieldSpec], list[Field]]:
@@ -37,7 +39,7 @@ def describe(view: TrainingView, previous: Snapshot | None) -> tuple[dict[str, F
 def _example(view: TrainingView, spec: FieldSpec) -> Any:
     """The first value of an array expression that is not null; of a pooled one, a value that is aggregated."""
     table = view.pooled[pooled_path(view.pooled, spec)] if spec.pooled else view.table
-    value = spec.expression.components[0] if spec.pooled else spec.expression
+    value = aggregated(spec.expression) if spec.pooled else spec.expression
     present = narrowed(table if spec.pooled else view.query, table, value != None)  # noqa: E711 (Pixeltable overloads it)
     found = present.select(value=value).limit(1).collect()
     return found[0]['value'] if len(found) else None
@@ -59,22 +61,29 @@ def same_layout(previous: Snapshot, described: Sequence[Field]) -> bool:
 def grow_vocabularies(
     view: TrainingView, specs: Mapping[str, FieldSpec], described: list[Field], upserts: Sequence[Rowid], page_rows: int
 ) -> list[Field]:
-    """Append the words that new rows bring: those of the training split first, each group in alphabetical order."""
+    """Append the words that new rows bring: those of the training split first, each group in alphabetical order.
+
+    Raises:
+        LabelError: a value that is no string, or no list of strings; names field and row.
+    """
     open_fields = [f for f in described if f.vocabulary is not None and specs[f.name].vocabulary is None]
     if not open_fields or not upserts:
         return described
     seen: dict[str, dict[bool, set[str]]] = {f.name: {True: set(), False: set()} for f in open_fields}
-    expressions = {f'v{i}': specs[f.name].expression for i, f in enumerate(open_fields)}
+    keys = key_expressions(view)
+    expressions = {**keys, **{f'v{i}': specs[f.name].expression for i, f in enumerate(open_fields)}}
     if view.split is not None:
         expressions['mmpipe_split'] = view.split
     for page in pages(upserts, page_rows * 16):
-        for row in select_rows(view.query, view.table, page, expressions).values():
+        for rowid, row in select_rows(view.query, view.table, page, expressions).items():
             for i, item in enumerate(open_fields):
                 value = row[f'v{i}']
                 words = [] if value is None else [value] if item.kind == 'label' else value
                 if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+                    wanted = 'a string' if item.kind == 'label' else 'a list of strings'
                     raise LabelError(
-                        f"field '{item.name}' holds {value!r:.60}, and labels are strings: correct the row"
+                        f"field '{item.name}' holds {value!r:.60} in row '{key_of(rowid, row, keys)}', and it wants "
+                        f'{wanted}. Correct the row.'
                     )
                 seen[item.name][row.get('mmpipe_split') == 'train'].update(words)
     return [

@@ -14,6 +14,7 @@ import numpy as np
 
 from mmpipe.errors import FieldError
 from mmpipe.shards import Field
+from mmpipe.shards.field import SCALAR_DTYPES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,7 @@ class FieldSpec:
     Args:
         expression: Pixeltable expression over the table or view; an aggregate when `pooled`.
         kind: kind of `mmpipe.shards.Field`; '' to take it from the expression's type.
+        dtype: numpy name of what a number is stored as; '' to take it from the expression's type.
         size: edge in pixels of an image field.
         fit: 'crop' or 'pad', for an image field.
         vocabulary: words of a label field; None to collect them.
@@ -32,6 +34,7 @@ class FieldSpec:
 
     expression: Any
     kind: str = ''
+    dtype: str = ''
     size: int | None = None
     fit: str = 'crop'
     vocabulary: tuple[str, ...] | None = None
@@ -43,6 +46,7 @@ class FieldSpec:
         return {
             'expression': str(self.expression),
             'kind': self.kind,
+            'dtype': self.dtype,
             'size': self.size,
             'fit': self.fit,
             'vocabulary': None if self.vocabulary is None else list(self.vocabulary),
@@ -62,6 +66,9 @@ def image(expression: Any, *, size: int, fit: str = 'crop') -> FieldSpec:
 
     Raises:
         FieldError: a size below 1 or another `fit`.
+
+    >>> image('Items.photo', size=64, fit='pad').size                       # in a view: Items.photo itself
+    64
     """
     if size < 1 or fit not in ('crop', 'pad'):
         raise FieldError(f"mm.field.image(size={size}, fit='{fit}'): size is at least 1, fit is 'crop' or 'pad'")
@@ -75,6 +82,12 @@ def label(expression: Any, *, vocabulary: Sequence[str] | None = None) -> FieldS
         expression: string expression.
         vocabulary: the words in index order; any other is an error. When None, the words of the training split in
             alphabetical order, then those only other rows have; later snapshots append new words at the end.
+
+    Raises:
+        FieldError: a vocabulary that is empty, a string, or has a word twice.
+
+    >>> label('Items.kind', vocabulary=['cat', 'dog']).vocabulary           # in a view: Items.kind itself
+    ('cat', 'dog')
     """
     return FieldSpec(expression=expression, kind='label', vocabulary=_words(vocabulary))
 
@@ -85,12 +98,43 @@ def labels(expression: Any, *, vocabulary: Sequence[str] | None = None) -> Field
     Args:
         expression: JSON expression that gives a list of strings; null where the labels are unknown, `[]` for none.
         vocabulary: as in `label`.
+
+    Raises:
+        FieldError: as `label` does.
+
+    >>> labels('words(Items.caption)').kind                                 # in a view: words(Items.caption) itself
+    'labels'
     """
     return FieldSpec(expression=expression, kind='labels', vocabulary=_words(vocabulary))
 
 
+def number(expression: Any, *, dtype: str) -> FieldSpec:
+    """A number per row, stored as a given type. A plain expression stores floats as float32 and integers as int64.
+
+    Args:
+        expression: integer, float or boolean expression.
+        dtype: 'float32', 'float64', 'int64' or 'bool'. A value that does not fit is an error that names its row.
+
+    Raises:
+        FieldError: another dtype.
+
+    >>> number('Items.seconds', dtype='float64').dtype                      # in a view: Items.seconds itself
+    'float64'
+    """
+    if dtype not in SCALAR_DTYPES:
+        raise FieldError(f"mm.field.number(dtype='{dtype}'): use one of {', '.join(SCALAR_DTYPES)}")
+    return FieldSpec(expression=expression, kind='scalar', dtype=dtype)
+
+
 def ragged(expression: Any) -> FieldSpec:
-    """An array whose first dimension differs from row to row, such as a waveform."""
+    """An array whose first dimension differs from row to row, such as a waveform.
+
+    Args:
+        expression: array expression; all rows have one dtype and the same dimensions behind the first.
+
+    >>> ragged('waveform(Items.speech)').kind                               # in a view: waveform(Items.speech) itself
+    'ragged'
+    """
     return FieldSpec(expression=expression, kind='ragged')
 
 
@@ -100,6 +144,9 @@ def pooled(aggregate: Any) -> FieldSpec:
     Args:
         aggregate: Pixeltable aggregate over columns of a view made by an iterator over the snapshot's base table. A row
             without any such rows, such as one without a video, gets null.
+
+    >>> pooled('mean_pool(Frames.embedding)').pooled                        # in a view: the aggregate itself
+    True
     """
     return FieldSpec(expression=aggregate, pooled=True)
 
@@ -109,6 +156,9 @@ def file(expression: Any) -> FieldSpec:
 
     Args:
         expression: image, video, audio or document column.
+
+    >>> file('Items.photo').kind                                            # in a view: Items.photo itself
+    'binary'
     """
     return FieldSpec(expression=expression, kind='binary', is_file=True)
 
@@ -118,7 +168,9 @@ def _words(vocabulary: Sequence[str] | None) -> tuple[str, ...] | None:
         return None
     words = tuple(vocabulary)
     if isinstance(vocabulary, str) or len(set(words)) != len(words) or not words:
-        raise FieldError(f'the vocabulary {vocabulary!r:.60} is not a list of different words')
+        raise FieldError(
+            f"the vocabulary {vocabulary!r:.60} is not a list of different words: give one, as in ['a', 'b']"
+        )
     return words
 
 
@@ -141,21 +193,36 @@ def resolve(name: str, spec: FieldSpec, example: Any) -> tuple[FieldSpec, Field]
     kind = spec.expression.col_type
     said = spec.kind
     if spec.size is not None:
-        if not kind.is_image_type():
-            raise FieldError(f"field '{name}': mm.field.image() wants an image, the expression is {kind}")
+        _require(name, kind, kind.is_image_type(), 'mm.field.image() wants an image', 'name an image column')
         return spec, Field(name=name, kind='tensor', dtype='uint8', shape=(3, spec.size, spec.size))
     if spec.is_file:
-        if not kind.is_media_type():
-            raise FieldError(f"field '{name}': mm.field.file() wants a media column, the expression is {kind}")
+        _require(name, kind, kind.is_media_type(), 'mm.field.file() wants a media column', 'give the expression alone')
         return spec, Field(name=name, kind='binary')
-    if said == 'label' and not kind.is_string_type():
-        raise FieldError(f"field '{name}': mm.field.label() wants a string, the expression is {kind}")
-    if said == 'labels' and not kind.is_json_type():
-        raise FieldError(f"field '{name}': mm.field.labels() wants JSON (a list of strings), the expression is {kind}")
+    if said == 'label':
+        _require(
+            name,
+            kind,
+            kind.is_string_type(),
+            'mm.field.label() wants a string',
+            'add a computed column that gives its word',
+        )
+    if said == 'labels':
+        _require(name, kind, kind.is_json_type(), 'mm.field.labels() wants JSON (a list of strings)',
+                 'use mm.field.label() for a single word')  # fmt: skip
     if said in ('label', 'labels'):
         return spec, Field(name=name, kind=said, vocabulary=spec.vocabulary or ())
+    if said == 'scalar':
+        is_number = kind.is_int_type() or kind.is_float_type() or kind.is_bool_type()
+        _require(
+            name,
+            kind,
+            is_number,
+            'mm.field.number() wants a number',
+            'give the expression alone, or one that computes a number',
+        )
+        return spec, Field(name=name, kind='scalar', dtype=spec.dtype)
     if kind.is_array_type():
-        shape, dtype = kind.shape, kind.numpy_dtype if hasattr(kind, 'numpy_dtype') else kind.dtype
+        shape, dtype = kind.shape, kind.dtype
         if shape is None or dtype is None or any(n is None for n in (shape[1:] if said == 'ragged' else shape)):
             if example is None:
                 raise FieldError(
@@ -167,16 +234,34 @@ def resolve(name: str, spec: FieldSpec, example: Any) -> tuple[FieldSpec, Field]
         return replace(spec, kind=said or 'tensor'), Field(
             name=name, kind=said or 'tensor', dtype=np.dtype(dtype).name, shape=tuple(shape)
         )
+    _require(name, kind, said != 'ragged', 'mm.field.ragged() wants an array', 'give the expression alone')
     scalar = {'is_int_type': 'int64', 'is_float_type': 'float32', 'is_bool_type': 'bool'}
     for test, dtype in scalar.items():
         if getattr(kind, test)():
             return replace(spec, kind='scalar'), Field(name=name, kind='scalar', dtype=dtype)
     if kind.is_string_type():
         return replace(spec, kind='string'), Field(name=name, kind='string')
-    hint = 'mm.field.image(expression, size=...)' if kind.is_image_type() else 'mm.field.file(expression)'
-    if kind.is_json_type():
-        hint = 'mm.field.labels(expression) for a list of words, or a computed column that gives numbers'
+    hint = next((hint for test, hint in HINTS.items() if getattr(kind, test)()), 'a computed column that gives numbers')
     raise FieldError(f"field '{name}' is {kind}, which has no fixed form for training: use {hint}")
+
+
+HINTS = {
+    'is_image_type': 'mm.field.image(expression, size=...) for pixels, or mm.field.file(expression) for its bytes',
+    'is_video_type': 'mm.field.pooled(mean_pool(...)) over a view of its frames, or mm.field.file(expression)',
+    'is_audio_type': 'a computed column such as log_mel(expression), or mm.field.file(expression) for its bytes',
+    'is_document_type': 'a computed column such as embed_text(document_text(expression)), or mm.field.file(expression)',
+    'is_json_type': 'mm.field.labels(expression) for a list of words, or a computed column that gives numbers',
+    'is_timestamp_type': 'mm.field.number(expression.posix_timestamp(), dtype="float64") for seconds since 1970',
+    'is_date_type': 'expression.toordinal() for a number of days, or expression.isoformat() for text',
+    'is_uuid_type': 'expression.to_string() for text',
+    'is_binary_type': 'a computed column that gives an array, such as np.frombuffer in a function of yours',
+}
+"""What to write instead of an expression that has no fixed form, by a test of its type."""
+
+
+def _require(name: str, kind: Any, holds: bool, wanted: str, move: str) -> None:
+    if not holds:
+        raise FieldError(f"field '{name}': {wanted}, and the expression is {kind}: {move}")
 
 
 def encode_value(spec: FieldSpec, value: Any) -> Any:

@@ -16,6 +16,7 @@ from mmpipe.snapshots.view import TrainingView, pooled_path
 from mmpipe.sources.media import digest_file, stamp
 from mmpipe.sources.origin import ORIGIN, recorded
 from mmpipe.store import Rowid, path_of, primary_key, select_rows
+from mmpipe.store.expressions import column_name
 
 
 @dataclass(kw_only=True)
@@ -55,17 +56,17 @@ def read_page(
         SourceChangedError: a file is gone or holds other bytes than when it was ingested.
         SnapshotError: an expression raised, or a value cannot be encoded.
     """
-    keys = {f'k{i}': getattr(view.table, name) for i, name in enumerate(primary_key(view.table))}
+    keys = key_expressions(view)
     if view.media:  # before anything is decoded: a damaged file would stop the select with an error of its own
         heads = _select(view, page, {**keys, 'mmpipe_origin': getattr(view.table, ORIGIN)})
-        check_sources(view, {_key(rowid, row, keys): row['mmpipe_origin'] for rowid, row in heads.items()})
+        check_sources(view, {key_of(rowid, row, keys): row['mmpipe_origin'] for rowid, row in heads.items()})
     names = list(specs)
     plain = {name: f'f{i}' for i, name in enumerate(names) if not specs[name].pooled}
     expressions: dict[str, Any] = dict(keys)
     for name, column in plain.items():
         spec = specs[name]
         expressions[column] = spec.expression.localpath if spec.is_file else spec.expression
-        if spec.expression.is_column_ref and spec.expression.col_md.name in view.computed:
+        if column_name(spec.expression) in view.computed:
             expressions[f'e{column}'] = spec.expression.errortype
     if view.split is not None:
         expressions['mmpipe_split'] = view.split
@@ -82,7 +83,7 @@ def read_page(
             values[name] = (row if over is None else pooled[over].get(rowid[:1], {})).get(f'f{i}')
         failed = [name for name, column in plain.items() if row.get(f'e{column}') is not None]
         split = row.get('mmpipe_split') or ''
-        result[rowid] = PageRow(key=_key(rowid, row, keys), split=split, values=values, failed=failed)
+        result[rowid] = PageRow(key=key_of(rowid, row, keys), split=split, values=values, failed=failed)
     jobs = [(row, name) for row in result.values() for name in names]
     for (made, name), value in zip(jobs, pool.map(lambda job: _encoded(specs[job[1]], *job), jobs), strict=True):
         made.values[name] = value
@@ -140,7 +141,12 @@ def _select(view: TrainingView, page: Sequence[Rowid], expressions: Mapping[str,
         ) from error
 
 
-def _key(rowid: Rowid, row: Mapping[str, Any], keys: Mapping[str, Any]) -> str:
+def key_expressions(view: TrainingView) -> dict[str, Any]:
+    """Expressions of the primary key of a view's rows, to select beside others and to give to `key_of`."""
+    return {f'k{i}': getattr(view.table, name) for i, name in enumerate(primary_key(view.table))}
+
+
+def key_of(rowid: Rowid, row: Mapping[str, Any], keys: Mapping[str, Any]) -> str:
     """The primary key, its parts told apart by '/', and the place of a component row behind it."""
     parts = [str(row[name]) for name in keys] or [str(rowid[0])]
     if len(parts) > 1:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mmpipe.errors import SchemaError, SnapshotError
+from mmpipe.errors import SnapshotError
 from mmpipe.snapshots.field import FieldSpec, as_spec
 from mmpipe.sources.origin import ORIGIN
 from mmpipe.store import (
@@ -20,10 +20,17 @@ from mmpipe.store import (
     media_columns,
     path_of,
     rowid_width,
-    start,
-    table_of,
-    table_of_query,
     version_vector,
+    views_of,
+)
+from mmpipe.store.expressions import (
+    columns_in_scope,
+    filter_of,
+    id_of,
+    is_expression,
+    owners_of,
+    source_of,
+    tables_behind,
 )
 
 
@@ -60,7 +67,7 @@ class TrainingView:
         for name, spec in self.specs.items():
             over = self.pooled[pooled_path(self.pooled, spec)] if spec.pooled else self.table
             fields[name] = {**spec.identity(), 'columns': _columns(over, spec.expression)}
-        choices = {'filter': getattr(self.query, 'where_clause', None), 'split': self.split}
+        choices = {'filter': filter_of(self.query), 'split': self.split}
         return {
             'table': path_of(self.table),
             **{
@@ -105,53 +112,36 @@ def training_view(query: Any, fields: Mapping[str, Any], split: Any) -> Training
         SchemaError: a class that is not bound, or a query with more than a filter.
         SnapshotError: a field over another table.
     """
-    pxt = start()
-    from pixeltable.catalog.model.query import ModelQuery
-    from pixeltable.exprs import ColumnRef, Expr
-
-    if isinstance(query, ModelQuery):
-        table_of(query.model_cls)  # raises for a class that is not bound
-        raise SchemaError(
-            f'this query was made before {query.model_cls.__name__} was bound to its table: make it after mm.apply'
-        )
-    if isinstance(query, pxt.Query):
-        clauses = ('select_list', 'group_by_clause', 'order_by_clause', 'limit_val', 'offset_val', 'sample_clause')
-        used = [clause for clause in clauses if getattr(query, clause) is not None]
-        if used or len(query._from_clause.tbls) != 1 or query._from_clause.join_clauses:
-            what = ', '.join(clause.rsplit('_', 1)[0] for clause in used) or 'join'
-            raise SchemaError(f'a snapshot takes a table, a view or a `.where(...)` of one; this query has {what}. '
-                              f'Name the fields in fields=, and put the rest into a view.')  # fmt: skip
-        table = table_of_query(query)
-    else:
-        query = table = table_of(query)
+    table, query = source_of(query)
     if not fields:
         raise SnapshotError(
-            'a snapshot without fields holds nothing: fields={"photo": mm.field.image(Items.photo, size=128)}'
+            f"a snapshot of '{path_of(table)}' without fields holds nothing: "
+            f'fields={{"photo": mm.field.image(Items.photo, size=128)}}'
         )
     specs = {name: as_spec(name, value) for name, value in fields.items()}
     visible = {entry[0] for entry in version_vector(table)}
     pooled: dict[str, Any] = {}
     media: set[str] = set()
     for name, spec in specs.items():
-        if not isinstance(spec.expression, Expr):
+        if not is_expression(spec.expression):
             raise SnapshotError(
-                f"field '{name}' is {spec.expression!r:.60}, not a Pixeltable expression over bound tables"
+                f"field '{name}' is {spec.expression!r:.60}, not a Pixeltable expression over bound tables: name a "
+                f'column, as in Items.photo'
             )
-        refs = list(spec.expression.subexprs(ColumnRef))
         over = table
         if spec.pooled:
-            over = _component_view(name, refs, table)
+            over = _component_view(name, spec, table)
             pooled[path_of(over)] = over
-        elif not all(str(ref.col_md.qcolid.tbl_id) in visible for ref in refs):
+        elif not owners_of(spec.expression) <= visible:
             raise SnapshotError(
                 f"field '{name}' ({spec.expression}) is not a column of '{path_of(table)}'. Rows of a component view "
                 f'come in with mm.field.pooled(mean_pool(...)).'
             )
         media |= set(lineage(over, spec.expression)) & set(media_columns(base_of(table)))
-    if split is None and 'split' in table._get_schema():
+    if split is None and 'split' in columns_in_scope(table):
         split = table.split
-    if split is not None and not (isinstance(split, Expr) and split.col_type.is_string_type()):
-        kind = split.col_type if isinstance(split, Expr) else type(split).__name__
+    if split is not None and not (is_expression(split) and split.col_type.is_string_type()):
+        kind = split.col_type if is_expression(split) else type(split).__name__
         raise SnapshotError(
             f"the split of '{path_of(table)}' is {kind}, and it wants a string expression: split=split_of(...)"
         )
@@ -167,14 +157,11 @@ def training_view(query: Any, fields: Mapping[str, Any], split: Any) -> Training
     )  # fmt: skip
 
 
-def _component_view(name: str, refs: list[Any], table: Any) -> Any:
+def _component_view(name: str, spec: FieldSpec, table: Any) -> Any:
     """The view whose rows a pooled field aggregates."""
-    pxt = start()
-    base = base_of(table)
-    owners = {str(ref.col_md.tbl_id) for ref in refs}
-    for path in base.list_views(recursive=True):
-        view = pxt.get_table(path)
-        if str(view._tbl_path.tbl_id) in owners and rowid_width(view) > 1:
+    base, behind = base_of(table), tables_behind(spec.expression)
+    for view in views_of(base):
+        if id_of(view) in behind and rowid_width(view) > 1:
             break
     else:
         raise SnapshotError(
@@ -183,13 +170,11 @@ def _component_view(name: str, refs: list[Any], table: Any) -> Any:
         )
     if rowid_width(table) != 1:
         raise SnapshotError(f"field '{name}': rows can be pooled into '{path_of(base)}' or a filter view of it, "
-                            f"and '{path_of(table)}' is itself made by an iterator")  # fmt: skip
+                            f"and '{path_of(table)}' is itself made by an iterator: leave the field out")  # fmt: skip
     return view
 
 
 def pooled_path(pooled: Mapping[str, Any], spec: FieldSpec) -> str:
     """Path of the component view a pooled field reads."""
-    from pixeltable.exprs import ColumnRef
-
-    owners = {str(ref.col_md.tbl_id) for ref in spec.expression.subexprs(ColumnRef)}
-    return next(path for path, table in pooled.items() if str(table._tbl_path.tbl_id) in owners)
+    behind = tables_behind(spec.expression)
+    return next(path for path, table in pooled.items() if id_of(table) in behind)

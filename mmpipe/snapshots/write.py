@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mmpipe.cores import cores
 from mmpipe.errors import ConfigError, FieldError, LabelError, SnapshotError, StoreError
 from mmpipe.shards import Snapshot, commit, open_snapshot
 from mmpipe.shards.manifest import latest_id
@@ -18,7 +18,7 @@ from mmpipe.snapshots.delta import Delta, Old
 from mmpipe.snapshots.describe import describe, grow_vocabularies, same_layout
 from mmpipe.snapshots.read import read_page
 from mmpipe.snapshots.view import TrainingView, training_view
-from mmpipe.store import Rowid, pages, path_of, writer_lock
+from mmpipe.store import Rowid, Vector, pages, path_of, writer_lock
 
 ATTEMPTS = 3
 Progress = Callable[[str, int, int | None, str], None]
@@ -34,7 +34,7 @@ class SnapshotReport:
         inserted: rows written that no earlier snapshot of this root held.
         updated: rows written again because a field or the split changed.
         dropped: rows masked because they were deleted or left the filter.
-        compared: candidates whose content had not changed, so that nothing was written.
+        compared: candidates whose content had not changed, so that they were not written.
         bytes_written: size of the new shards.
         whole: why every row was looked at; '' when only changes were.
         failed_cells: field to number of written rows whose computed cell holds an error; they are null.
@@ -91,21 +91,25 @@ def snapshot(
     split: Any = None,
     full: bool = False,
     page_rows: int = 256,
+    wait_s: float = 60.0,
     progress: Progress | None = None,
 ) -> SnapshotReport:
     """Freeze a table, a view or a filtered one for training, pinned to its Pixeltable versions.
 
     When the root holds a snapshot of the same view and fields, the change feed gives the rows that may differ, their
     content digests say which do, and only those are written. Everything stored stays; the commit is one pointer write,
-    so a crash leaves the old snapshot.
+    so a crash leaves the old snapshot. Where no content differs, the old snapshot is what comes back, and no shard is
+    read where no row is a candidate.
 
     Args:
         query: bound table class, table, view, or `.where(...)` of one.
         root: local directory of the shards, one per training view.
         fields: field name to Pixeltable expression or `mm.field` declaration.
         split: string expression with each row's split; the column `split` when there is one.
-        full: look at every row, whatever the feed says, and take a changed definition as a new start.
+        full: compare every row with what is stored, whatever the feed says; still only those that differ are written.
+            Nothing needs it in the ordinary course: it repairs after changes that Pixeltable does not record.
         page_rows: rows read from Pixeltable at a time.
+        wait_s: how long to wait for another writer of this root, in seconds.
         progress: called as `progress('snapshot', done, total, 'rows')`.
 
     Returns:
@@ -117,14 +121,17 @@ def snapshot(
         LabelError: a label outside a declared vocabulary; names field, row and word.
         SourceChangedError: a file was overwritten or removed since it was ingested; names rows and files.
         SnapshotError: no rows, or a table that others keep writing.
-        BusyError: another process is writing this root.
+        BusyError: another process is writing this root, for longer than `wait_s`.
+
+    >>> mm.snapshot(Items, root='shards', fields={'photo': mm.field.image(Items.photo, size=64)})  # doctest: +SKIP
+    SnapshotReport(snapshot=<Snapshot 4e1f...>, table='shop/items', inserted=1200, updated=0, dropped=0, ...)
     """
     if '://' in str(root):
         raise ConfigError(
             f"root='{root}': this version writes snapshots to local directories only; sync the directory after"
         )
     view = training_view(query, fields, split)
-    with writer_lock(f'snapshot:{Path(root).resolve()}'):
+    with writer_lock(f'snapshot:{Path(root).resolve()}', wait_s=wait_s):
         for _ in range(ATTEMPTS):
             before = view.vectors()
             try:
@@ -139,20 +146,20 @@ def snapshot(
 
 
 def _attempt(
-    view: TrainingView, vectors: Mapping[str, Any], root: Path, full: bool, page_rows: int, progress: Progress | None
+    view: TrainingView, vectors: Mapping[str, Vector], root: Path, full: bool, page_rows: int, progress: Progress | None
 ) -> SnapshotReport | None:
     """Write what changed; None when the tables moved meanwhile, so that the rows read may be of two versions."""
-    definition = {**view.definition(), 'vectors': {path: [list(v) for v in vector] for path, vector in vectors.items()}}
+    definition = view.definition()
     previous = open_snapshot(root) if latest_id(root) is not None else None
+    whole = _why_whole(definition, previous, full)
+    upserts, gone, lost = _candidates(view, None if whole else previous)
+    whole = whole or lost
+    if previous is not None and not whole and not upserts and not gone:
+        return SnapshotReport(snapshot=previous, table=path_of(view.table))
     specs, described = describe(view, previous)
-    whole, since = _since(view, definition, previous, full)
     if previous is not None and not same_layout(previous, described):
-        previous, whole, since = None, 'the fields have another form', None
-    try:
-        upserts, gone = view.candidates(since)
-    except StoreError as error:
-        whole = str(error)
-        upserts, gone = view.candidates(None)
+        previous, whole = None, 'the fields have another form'
+        upserts, gone, _ = _candidates(view, None)
     if not upserts and previous is None:
         raise SnapshotError(
             f"'{path_of(view.table)}' has no rows to freeze. Run `mmpipe ingest` first, or widen the filter."
@@ -166,7 +173,7 @@ def _attempt(
         delta.splits |= previous.splits
     kept: set[str] = set()
     done = 0
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for page in pages(upserts, page_rows):
             for rowid, row in sorted(read_page(view, specs, page, pool).items()):
                 delta.take(_text(rowid), row, root)
@@ -191,6 +198,7 @@ def _attempt(
         source=definition,
         splits={name: count for name, count in delta.splits.items() if count},
         parent=previous.id if previous is not None else None,
+        versions={path: [list(entry) for entry in vector] for path, vector in vectors.items()},
     )
     return SnapshotReport(
         snapshot=made, table=path_of(view.table), inserted=delta.inserted, updated=delta.updated, dropped=delta.masked,
@@ -198,24 +206,31 @@ def _attempt(
     )  # fmt: skip
 
 
-def _since(
-    view: TrainingView, definition: Mapping[str, Any], previous: Snapshot | None, full: bool
-) -> tuple[str, dict[str, Any] | None]:
-    """Why every row is looked at, or the version vectors to start from."""
-    if full:
-        return 'full=True', None
+def _candidates(view: TrainingView, previous: Snapshot | None) -> tuple[list[Rowid], list[Rowid] | None, str]:
+    """Rows that may be new or changed since a snapshot, rows that are gone, and why it is every row if it is."""
     if previous is None:
-        return 'first snapshot', None
-    before = dict(previous.manifest.source)
-    vectors = before.pop('vectors', None)
-    now = {name: value for name, value in definition.items() if name != 'vectors'}
-    changed = [name for name in now if now[name] != before.get(name)]
-    if vectors is None or changed:
-        what = changed or ['source']
-        if changed == ['fields']:
-            what = [name for name in now['fields'] if now['fields'][name] != before['fields'].get(name)] or what
-        return f'changed: {", ".join(what)}', None
-    return '', {path: tuple(tuple(entry) for entry in vector) for path, vector in vectors.items()}
+        return *view.candidates(None), ''
+    since = {path: tuple(tuple(entry) for entry in vector) for path, vector in previous.versions.items()}
+    try:
+        return *view.candidates(since), ''
+    except StoreError as error:
+        return *view.candidates(None), str(error)
+
+
+def _why_whole(definition: Mapping[str, Any], previous: Snapshot | None, full: bool) -> str:
+    """Why every row has to be looked at; '' when the change feed tells which."""
+    if full:
+        return 'full=True'
+    if previous is None:
+        return 'first snapshot'
+    before = previous.manifest.source
+    changed = [name for name in definition if definition[name] != before.get(name)]
+    if changed == ['fields']:
+        fields, old = definition['fields'], before.get('fields') or {}
+        changed = [name for name in fields if fields[name] != old.get(name)] or changed
+    if changed:
+        return f'changed: {", ".join(changed)}'
+    return '' if previous.versions else f'the versions that snapshot {previous.id} is pinned to are lost'
 
 
 def _text(rowid: Rowid) -> str:

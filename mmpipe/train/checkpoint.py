@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from mmpipe.durable import new_directory
 from mmpipe.errors import TrainError
 from mmpipe.models.weights_file import load_weights, put_weights, save_weights
 from mmpipe.runs import Run
-from mmpipe.runs.durable import new_directory
 from mmpipe.runs.record import drop_checkpoints
 
 

@@ -206,7 +206,7 @@ def test_a_crash_before_the_pointer_leaves_the_old_snapshot(tmp_path, monkeypatc
         prices(tmp_path, [1.0, 2.0])
     monkeypatch.undo()
     assert open_snapshot(tmp_path).id == first.id
-    assert not list(tmp_path.rglob('.tmp-*'))
+    assert not list(tmp_path.rglob('*.tmp'))
 
 
 def test_two_rows_with_one_key_are_refused(tmp_path):

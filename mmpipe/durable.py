@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,11 +39,51 @@ def sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write `content` as JSON beside `path`, then rename it over `path`.
+def make_folders(folder: Path) -> None:
+    """Make a folder and those above it; the new entries survive a power cut.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp()) / 'a' / 'b'
+    >>> make_folders(folder); folder.is_dir()
+    True
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync_directory(path.parent)
+
+
+def write_bytes(path: Path, data: Any) -> None:
+    """Write bytes beside `path`, then rename them over `path`; both are on the disk when this returns.
 
     Args:
-        path: file to create or replace; its folder must exist.
+        path: file to create or replace; its folder is made.
+        data: bytes-like.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / 'a'
+    >>> write_bytes(path, b'x'); path.read_bytes()
+    b'x'
+    """
+    make_folders(path.parent)
+    temporary = _beside(path)
+    try:
+        with open(temporary, 'xb') as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as JSON, as `write_bytes` does.
+
+    Args:
+        path: file to create or replace.
         content: anything `json.dumps` takes, without NaN (which is not JSON).
 
     >>> import tempfile
@@ -50,11 +91,7 @@ def write_json(path: Path, content: Any) -> None:
     >>> write_json(path, {'b': 1}); path.read_text()
     '{\\n  "b": 1\\n}\\n'
     """
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + '\n', encoding='utf-8')
-    sync_file(temporary)
-    os.replace(temporary, path)
-    sync_directory(path.parent)
+    write_bytes(path, (json.dumps(content, indent=2, allow_nan=False) + '\n').encode())
 
 
 @contextmanager
@@ -73,9 +110,9 @@ def new_directory(path: Path) -> Iterator[Path]:
     >>> [file.name for file in path.iterdir()]
     ['a']
     """
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    make_folders(path.parent)
+    temporary = _beside(path)
+    temporary.mkdir()
     try:
         yield temporary
         for file in temporary.iterdir():
@@ -85,3 +122,8 @@ def new_directory(path: Path) -> Iterator[Path]:
         sync_directory(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    """A name that no other writer has, on whichever machine it runs."""
+    return path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')
