@@ -133,6 +133,7 @@ def ingest(
     """Bring the tables up to date with a folder: only what is new or changed. What is bad goes to quarantine."""
 
     def run() -> tuple[Any, str]:
+        from collections import Counter
         from dataclasses import asdict
 
         from mmpipe.functions import counts
@@ -143,12 +144,13 @@ def ingest(
 
         found = find_pipeline(pipeline, directory=directory)
         tables = found.bind()
+        before = Counter(counts())
         show = StageProgress()
         with show.stage('ingest'):
             reports = [
                 bring_in(table, source, progress=show) for table, source in found.module('views').sources(folder)
             ]
-        computed = cells_by_column(tables, counts())
+        computed = cells_by_column(tables, Counter(counts()) - before)
         result = {
             'tables': [{**asdict(report), 'written': report.written} for report in reports],
             'computed': computed,
