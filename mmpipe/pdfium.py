@@ -5,4 +5,4 @@ from __future__ import annotations
 import threading
 
 # PDFium is not thread-safe (pypdfium2's README, "Thread safety"): one document at a time in this process.
-lock = threading.Lock()
+pdfium_lock = threading.Lock()

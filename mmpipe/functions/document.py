@@ -14,9 +14,9 @@ from typing import TypedDict
 import pixeltable as pxt
 import pypdfium2
 
-from mmpipe import pdfium
 from mmpipe.errors import BadInputError, ConfigError
 from mmpipe.functions.counting import counted
+from mmpipe.pdfium import pdfium_lock
 
 UNITS = ('page', 'paragraph')
 TEXT_SUFFIXES = ('.md', '.markdown', '.txt', '.text', '.rst', '')
@@ -152,7 +152,7 @@ def paragraphs(text: str) -> list[str]:
 
 def _pdf_pages(path: str) -> list[str]:
     try:
-        with pdfium.lock:
+        with pdfium_lock:
             document = pypdfium2.PdfDocument(path)
             try:
                 return [_pdf_page(document, index) for index in range(len(document))] or ['']

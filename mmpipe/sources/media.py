@@ -10,8 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from mmpipe import pdfium
 from mmpipe.errors import BadInputError, MissingExtraError, require
+from mmpipe.pdfium import pdfium_lock
 
 MAX_PIXELS = (
     178_956_970  # twice PIL.Image.MAX_IMAGE_PIXELS (89,478,485): where PIL itself raises DecompressionBombError
@@ -188,7 +188,7 @@ def _check_pdf(path: Path) -> None:
     import pypdfium2
 
     try:
-        with pdfium.lock:
+        with pdfium_lock:
             _open_pdf(pypdfium2, path)
     except pypdfium2.PdfiumError as error:
         raise BadInputError(f'is a PDF that cannot be opened ({error}): replace it, or remove its password') from None

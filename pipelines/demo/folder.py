@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmpipe.sources import Bad, Record
+from mmpipe.sources.readers import short_key
 
 ENDINGS = {
     'photo': ('.png', '.jpg', '.jpeg', '.webp', '.gif', '.bmp', '.tif', '.tiff'),
@@ -20,6 +23,8 @@ CAPTION = '.txt'
 @dataclass(frozen=True, kw_only=True)
 class MediaFolder:
     """Every file below a folder whose ending is known; `cat.png`, `cat.wav` and `cat.txt` (its caption) are one item.
+
+    Its key is the folder's name with a digest of its path, then the stem. Hidden files and folders are left out.
 
     Args:
         root: the folder.
@@ -42,13 +47,19 @@ class MediaFolder:
         items: dict[str, list[Path]] = {}
         known = (CAPTION, *(ending for endings in ENDINGS.values() for ending in endings))
         for path in sorted(self.root.rglob('*')):
-            if path.is_file() and path.suffix.lower() in known:
-                items.setdefault(path.relative_to(self.root).with_suffix('').as_posix(), []).append(path)
+            below = path.relative_to(self.root)
+            hidden = any(part.startswith('.') for part in below.parts)
+            if not hidden and path.suffix.lower() in known and path.is_file():
+                items.setdefault(below.with_suffix('').as_posix(), []).append(path)
         return items
 
     def records(self, *, key: list[str], media: Mapping[str, str]) -> Iterator[Record | Bad]:
         """One record per stem. A second file for the same column goes to quarantine."""
+        root = self.root.resolve()
+        # Two folders may have one name, so the key names the folder by its whole path too.
+        folder = f'{root.name}-{hashlib.blake2b(os.fsencode(root), digest_size=4).hexdigest()}'
         for stem, paths in self._items().items():
+            item = short_key(f'{folder}/{stem}')
             files: dict[str, Path | None] = dict.fromkeys(ENDINGS)
             caption = None
             for path in paths:
@@ -57,23 +68,18 @@ class MediaFolder:
                     try:
                         caption = path.read_text(encoding='utf-8-sig').strip() or None
                     except UnicodeDecodeError:
-                        yield Bad(
-                            place=str(path),
-                            key=stem,
-                            column='caption',
-                            path=str(path),
-                            reason='is not UTF-8: save it as UTF-8',
-                        )
-                elif files[column] is not None:
-                    reason = f'stands for the same {column} as {files[column].name}: give it another name'  # type: ignore[union-attr]
-                    yield Bad(place=str(path), key=stem, column=column, path=str(path), reason=reason)
+                        reason = 'is not UTF-8: save it as UTF-8'
+                        yield Bad(place=str(path), key=item, column='caption', path=str(path), reason=reason)
+                elif (other := files[column]) is not None:
+                    reason = f'stands for the same {column} as {other.name}: give it another name'
+                    yield Bad(place=str(path), key=item, column=column, path=str(path), reason=reason)
                 else:
                     files[column] = path
-            folder = paths[0].parent.name
+            category = paths[0].parent.name
             values = {
-                'key': f'{self.root.name}/{stem}'[-255:],
-                'group': f'{self.root.name}/{stem}'[-255:],
+                'key': item,
+                'group': f'{root.name}/{stem}',  # the split it falls into does not depend on where the folder lies
                 'caption': caption,
-                'category': folder if folder in self.categories else None,
+                'category': category if category in self.categories else None,
             }
-            yield Record(place=str(paths[0]), values=values, media=files, root=self.root.resolve())
+            yield Record(place=str(paths[0]), values=values, media=files, root=root)

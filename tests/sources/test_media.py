@@ -36,6 +36,25 @@ def streamable(path):
     return path
 
 
+def matroska(path, *, fps=5, frames=50, sound=0.0, live=False):
+    """A clip of noise in Matroska or WebM, which states its duration, unless it is written as a live stream is."""
+    with av.open(str(path), 'w', options={'live': '1'} if live else {}) as container:
+        stream = container.add_stream('libvpx' if path.suffix == '.webm' else 'libx264', rate=fps)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, 'yuv420p'
+        voice = container.add_stream('libopus', rate=48000, layout='mono') if sound else None
+        noise = np.random.default_rng(0)
+        for _ in range(frames):
+            frame = av.VideoFrame.from_ndarray(noise.integers(0, 256, (32, 32, 3), np.uint8), 'rgb24')
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        if voice is not None:
+            samples = av.AudioFrame.from_ndarray(media.tone(48000, sound).T.copy(), 'fltp', 'mono')
+            samples.sample_rate = 48000
+            container.mux(voice.encode(samples))
+            container.mux(voice.encode(None))
+    return path
+
+
 GOOD = {
     'photo.jpg': ('image', media.photo),
     'photo.png': ('image', media.photo),
@@ -138,6 +157,42 @@ def test_text_that_is_not_utf8_is_refused_with_the_byte(tmp_path):
     (tmp_path / 'a.txt').write_bytes('Größe'.encode('latin-1'))
     with pytest.raises(BadInputError, match='not UTF-8 at byte 2'):
         check(tmp_path / 'a.txt', 'document')
+
+
+@pytest.mark.parametrize('mark', ['utf-16', 'utf-16-be'])
+def test_utf16_is_named(tmp_path, mark):
+    (tmp_path / 'a.txt').write_bytes(('\ufeff' if mark == 'utf-16-be' else '').encode(mark) + 'Größe'.encode(mark))
+    with pytest.raises(BadInputError, match='is UTF-16: save it as UTF-8'):
+        check(tmp_path / 'a.txt', 'document')
+
+
+def test_a_text_about_pdf_is_a_text_and_a_pdf_under_another_ending_is_told_to_be_renamed(good, tmp_path):
+    (tmp_path / 'a.md').write_text('A PDF starts with `%PDF-1.7`.')
+    check(tmp_path / 'a.md', 'document')
+    (tmp_path / 'b.txt').write_bytes(good['page.pdf'][1].read_bytes())
+    with pytest.raises(BadInputError, match=r'is a PDF that ends in \.txt: rename it to end in \.pdf'):
+        check(tmp_path / 'b.txt', 'document')
+    (tmp_path / 'b').write_bytes(good['page.pdf'][1].read_bytes())
+    check(tmp_path / 'b', 'document')
+
+
+@pytest.mark.parametrize(
+    ('name', 'options'),
+    [
+        ('a.webm', {'sound': 10.0}), ('a.mkv', {'fps': 1, 'frames': 4}), ('a.mkv', {'frames': 1}),
+        ('a.mkv', {'sound': 30.0, 'frames': 5}), ('a.webm', {'live': True}), ('a.mkv', {'sound': 0.5}),
+    ],
+)  # fmt: skip
+def test_matroska_is_whole_at_any_rate_with_or_without_sound_and_live(tmp_path, name, options):
+    check(matroska(tmp_path / name, **options), 'video')
+
+
+@pytest.mark.parametrize('name', ['a.mkv', 'a.webm'])
+def test_matroska_that_is_cut_is_refused_though_its_head_counts_no_frames(tmp_path, name):
+    path = matroska(tmp_path / name)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(BadInputError, match=r'is truncated: [4-6]\.\d of 10\.\d s are there'):
+        check(path, 'video')
 
 
 def test_whatever_a_decoder_raises_is_a_refusal(good, monkeypatch):
