@@ -43,6 +43,10 @@ def apply(planned: Plan, *, allow_destructive: bool = False) -> Plan:
         DestructiveError: the plan drops something and `allow_destructive` is False.
         PlanError: a change is unsupported, Pixeltable refuses one, or the catalog moved since the plan was made.
         BusyError: another process is applying a plan to this directory.
+
+    >>> done = mm.apply(mm.plan(Tables, 'shop'))  # doctest: +SKIP
+    >>> done.failed, mm.plan(Tables, 'shop').pending  # doctest: +SKIP
+    ((), False)
     """
     pxt = start()
     if planned.unsupported:

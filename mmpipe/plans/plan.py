@@ -115,6 +115,10 @@ def plan(tables: Any, directory: str) -> Plan:
 
     Raises:
         SchemaError: `tables` is not such a base class, holds no table, or has a name that cannot be used.
+
+    >>> print(mm.plan(Tables, 'shop'))  # doctest: +SKIP
+    shop: 1 to create, 0 unchanged. Nothing is dropped.
+    + shop/products  create  table with 5 columns, 1 computed
     """
     pxt = start()
     models = declared_models(tables)

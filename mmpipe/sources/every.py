@@ -13,8 +13,23 @@ from mmpipe.sources.record import Bad, Record, Source
 def every(source: Source, step: int) -> Every:
     """Every `step`-th record of a source, from the first on: to try a pipeline on a part of its data.
 
+    Args:
+        source: any `Source`.
+        step: 1 for all, 2 for every second, ...
+
+    Returns:
+        A `Source`.
+
     Raises:
         SourceError: a step below 1.
+
+    >>> import pathlib, tempfile
+    >>> from mmpipe.sources import rows
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     manifest = pathlib.Path(folder, 'items.csv')
+    ...     _ = manifest.write_text('key\\na\\nb\\nc\\n')
+    ...     [record.values['key'] for record in every(rows(manifest), 2).records(key=['key'], media={})]
+    ['a', 'c']
     """
     if step < 1:
         raise SourceError(f'every(source, {step}): the step is at least 1')

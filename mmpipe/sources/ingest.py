@@ -123,6 +123,12 @@ def ingest(
         MissingExtraError: a package that opens a file is not installed.
         StoreError: every row so far is refused for the same reason, such as a missing required column (they are in
             quarantine then); or the disk, the memory or Postgres failed.
+
+    >>> report = mm.ingest(Products, mm.sources.rows('products.csv'))  # doctest: +SKIP
+    >>> report.inserted, report.quarantined  # doctest: +SKIP
+    (2, 1)
+    >>> mm.ingest(Products, mm.sources.rows('products.csv')).written  # doctest: +SKIP
+    0
     """
     start()
     target = table_of(table)

@@ -32,6 +32,12 @@ def quarantined(table: Any = None) -> list[dict[str, str]]:
 
     Returns:
         One dict per entry: table_path, source, place (file and line), row_key, column_name, path, reason.
+
+    Raises:
+        SchemaError: there is no such table.
+
+    >>> [(row['row_key'], row['column_name'], row['reason']) for row in mm.quarantined(Products)]  # doctest: +SKIP
+    [('pot', 'photo', 'does not exist: add the file, or correct the path')]
     """
     store = _table(create=False)
     if store is None:

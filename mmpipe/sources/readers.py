@@ -30,9 +30,19 @@ def rows(manifest: str | Path, *, root: str | Path | None = None) -> Rows:
         manifest: the file; its ending tells the format. Empty CSV fields are null.
         root: directory the paths are relative to, and that they may not leave; the manifest's own when None.
 
+    Returns:
+        A `Source`; nothing is read yet.
+
     Raises:
         SourceError: the file is missing, or of another format.
 
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     manifest = Path(folder, 'items.csv')
+    ...     _ = manifest.write_text('key,photo,price\\nmug,mug.jpg,4.5\\n')
+    ...     record, = rows(manifest).records(key=['key'], media={'photo': 'image'})
+    ...     record.values, record.media['photo'].name
+    ({'key': 'mug', 'price': '4.5'}, 'mug.jpg')
     >>> rows('nowhere.csv')
     Traceback (most recent call last):
     ...
@@ -64,11 +74,20 @@ def files(
             the metadata hold paths below the folder too.
         values: function from the file's path below the folder to further columns, such as its parent's name.
 
+    Returns:
+        A `Source`; nothing is read yet. A path longer than 255 characters is keyed by its end behind a digest of the
+        whole, since Pixeltable compares only the first 256 characters of a key.
+
     Raises:
         SourceError: no such folder.
 
-    A path longer than 255 characters is keyed by its end behind a digest of the whole, since Pixeltable compares only
-    the first 256 characters of a key.
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Path(folder, 'cats').mkdir()
+    ...     Path(folder, 'cats', 'tom.jpg').touch()
+    ...     source = files(f'{folder}/**/*.jpg', values=lambda path: {'kind': path.parent.name})
+    ...     [record.values for record in source.records(key=['key'], media={'photo': 'image'})]
+    [{'kind': 'cats', 'key': 'cats/tom.jpg'}]
     """
     text = str(pattern)
     # A folder may be called 'photos [1]': only what is no folder of that name is a pattern.

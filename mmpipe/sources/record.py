@@ -18,6 +18,9 @@ class Record:
         media: media column name to file; None where the row has no such file. A column that is left out keeps its file.
         root: directory that every media file has to lie in.
         text: whether the values are text, as from CSV, in which JSON and arrays are spelled out.
+
+    >>> Record(place='line 2', values={'key': 'mug'}, media={'photo': Path('mug.jpg')}, root=Path('.')).text
+    False
     """
 
     place: str
@@ -37,6 +40,9 @@ class Bad:
         key: its key, as far as it is known.
         column: the column at fault; '' for the whole row.
         path: the file at fault; '' when none is.
+
+    >>> Bad(place='line 3', reason='names no file: fill it', column='photo').key
+    ''
     """
 
     place: str
@@ -47,7 +53,18 @@ class Bad:
 
 
 class Source(Protocol):
-    """Anything that can be ingested. Bring your own: yield a `Record`, or a `Bad`, per row."""
+    """Anything that can be ingested. Bring your own: yield a `Record`, or a `Bad`, per row.
+
+    >>> class Numbers:
+    ...     name = 'numbers'
+    ...     def total(self):
+    ...         return 2
+    ...     def records(self, *, key, media):
+    ...         for x in range(2):
+    ...             yield Record(place=f'number {x}', values={key[0]: str(x), 'x': x}, root=Path('.'))
+    >>> [record.values for record in Numbers().records(key=['key'], media={})]
+    [{'key': '0', 'x': 0}, {'key': '1', 'x': 1}]
+    """
 
     @property
     def name(self) -> str:
@@ -62,4 +79,10 @@ class Source(Protocol):
         Args:
             key: names of the table's primary key columns.
             media: the table's media columns, and image, video, audio or document for each.
+
+        Returns:
+            One item per row, read as they are asked for.
+
+        Raises:
+            SourceError: the source cannot be read at all.
         """
