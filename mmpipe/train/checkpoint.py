@@ -37,7 +37,13 @@ def save_checkpoint(
         keep: complete checkpoints to keep.
 
     Returns:
-        Its folder.
+        Its folder. One that is there already is kept.
+
+    >>> import tempfile
+    >>> from mmpipe.runs import create_run
+    >>> model, run = nn.Linear(1, 1), create_run('shop', {}, runs=tempfile.mkdtemp())
+    >>> save_checkpoint(run, model, torch.optim.AdamW(model.parameters()), {'step': 3}).name
+    '00000003'
     """
     path = run.path / 'checkpoints' / f'{state["step"]:08d}'
     path.parent.mkdir(exist_ok=True)
@@ -72,6 +78,13 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     Raises:
         TrainError: a file is missing or damaged, or the optimizer's state is of parameters that are not there.
         ModelError: the weights do not fit the model.
+
+    >>> import tempfile
+    >>> from mmpipe.runs import create_run
+    >>> model, run = nn.Linear(1, 1), create_run('shop', {}, runs=tempfile.mkdtemp())
+    >>> optimizer = torch.optim.AdamW(model.parameters())
+    >>> load_checkpoint(save_checkpoint(run, model, optimizer, {'step': 3}), model, optimizer)
+    {'step': 3}
     """
     put_weights(model, load_weights(folder / 'model.safetensors'), source=f'checkpoint {folder}')
     try:
@@ -80,7 +93,7 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     except Exception as error:
         raise TrainError(
             f'Checkpoint {folder} cannot be read ({type(error).__name__}: {error}). Delete the folder to go back '
-            f'to the checkpoint before it, or to the start.'
+            f'to the checkpoint before it, or to the start, with resume=.'
         ) from error
     names = {parameter: name for name, parameter in model.named_parameters()}
     order = [names[parameter] for group in optimizer.param_groups for parameter in group['params']]
@@ -88,7 +101,10 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     for full, value in tensors.items():
         name, key = full.rsplit('/', 1)
         if name not in order:
-            raise TrainError(f'Checkpoint {folder} has optimizer state of {name!r}, which is not trained now.')
+            raise TrainError(
+                f'Checkpoint {folder} has optimizer state of {name!r}, which is not trained now. Build the model as it '
+                f'was then, or start a new run from its weights with continue_from=.'
+            )
         values.setdefault(order.index(name), {})[key] = value
     # Through load_state_dict, which knows on which device and in which dtype each kind of state belongs.
     optimizer.load_state_dict({'state': values, 'param_groups': optimizer.state_dict()['param_groups']})

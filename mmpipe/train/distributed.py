@@ -9,6 +9,13 @@ from torch import distributed, nn
 
 from mmpipe.data.loader import world
 
+MAX_DIMENSIONS = 8  # behind the first, of what is gathered
+DTYPES = (
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+)  # fmt: skip
+"""By number, in which form ranks tell each other."""
+
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """The element-wise sum over all ranks, the same on each.
@@ -57,7 +64,11 @@ def same_on_all(module: nn.Module, *, parameters: bool) -> None:
 
 
 def gather_rows(values: torch.Tensor) -> torch.Tensor:
-    """Rows of all ranks, joined in order of ranks, on every rank; they may hold different numbers of rows.
+    """Rows of all ranks, joined in order of ranks, on every rank.
+
+    Args:
+        values: `[n, ...]`; ranks may hold different numbers of rows. A rank with none may give any empty tensor on its
+            device: shape and dtype come from a rank that has some.
 
     >>> gather_rows(torch.tensor([1, 2]))
     tensor([1, 2])
@@ -65,17 +76,23 @@ def gather_rows(values: torch.Tensor) -> torch.Tensor:
     _, size = world()
     if size == 1:
         return values
-    counts = [torch.zeros(1, dtype=torch.int64, device=values.device) for _ in range(size)]
-    distributed.all_gather(counts, torch.tensor([len(values)], device=values.device))
-    lengths = [int(count) for count in counts]
+    about = [torch.zeros(2 + MAX_DIMENSIONS, dtype=torch.int64, device=values.device) for _ in range(size)]
+    mine = [len(values), DTYPES.index(values.dtype), *values.shape[1:]]
+    mine += [-1] * (len(about[0]) - len(mine))
+    distributed.all_gather(about, torch.tensor(mine, device=values.device))
+    described = [entry.tolist() for entry in about]
+    lengths = [entry[0] for entry in described]
+    if not any(lengths):
+        return values
+    _, code, *rest = next(entry for entry in described if entry[0])
+    dtype, shape = DTYPES[code], [n for n in rest if n >= 0]
     # Collectives want one shape, and not every backend knows bool.
-    padded = values.new_zeros(
-        (max(lengths), *values.shape[1:]), dtype=torch.uint8 if values.dtype == torch.bool else None
-    )
-    padded[: len(values)] = values
+    padded = values.new_zeros((max(lengths), *shape), dtype=torch.uint8 if dtype == torch.bool else dtype)
+    if len(values):
+        padded[: len(values)] = values
     parts = [torch.empty_like(padded) for _ in range(size)]
     distributed.all_gather(parts, padded)
-    return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)]).to(values.dtype)
+    return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)]).to(dtype)
 
 
 def from_rank_0(value: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -36,11 +35,25 @@ def evaluate(
 
     Raises:
         ConfigError: the model has no tasks and none were given.
+        DataError, LabelError: an `mm.DataLoader` of a snapshot without a task's field, or with labels, or an order of
+            its vocabulary, that the task does not know.
+
+    >>> from mmpipe.data.collate import example_rows
+    >>> from mmpipe.models import BareModel
+    >>> from mmpipe.train.tasks import regression
+    >>> model = BareModel(nn.Flatten(0), inputs='price', tasks=[regression('price')])  # says what it is asked
+    >>> evaluate(model, DataLoader(example_rows(), batch_size=2, device='cpu'))
+    {'price': {'loss': 0.0, 'mae': 0.0, 'rmse': 0.0, 'r2': None, 'n': 1}}
     """
     wanted = tasks_of(model, tasks)
+    if isinstance(loader, DataLoader):
+        for task in wanted:
+            task.check(loader.rows, what='evaluation')
     outputs: dict[str, list[torch.Tensor]] = {task.name: [] for task in wanted}
     targets: dict[str, list[torch.Tensor]] = {task.name: [] for task in wanted}
-    sums: torch.Tensor | None = None
+    device = loader.device if isinstance(loader, DataLoader) else device_of(model)
+    # On the CPU in double precision; not every accelerator has it.
+    sums = torch.zeros(len(wanted), 2, device=device, dtype=torch.float64 if device.type == 'cpu' else torch.float32)
     stds = target_stds(model)
     for batch, output in _outputs(model, loader, wanted, precision):
         rows = []
@@ -48,16 +61,15 @@ def evaluate(
             mask, target = mask_of(batch, task), batch[task.field]
             loss, count = task.loss(output[task.name], target, mask, std=stds.get(task.name, 1.0))
             rows.append(torch.stack([loss, count]))
-            outputs[task.name].append(output[task.name][mask])
+            outputs[task.name].append(output[task.name][mask].float())
             targets[task.name].append(target[mask])
-        sums = torch.stack(rows) if sums is None else sums + torch.stack(rows)
-    if sums is None:
-        return {task.name: {'loss': None, **task.metrics(np.zeros(0), np.zeros(0)), 'n': 0} for task in wanted}
-    totals = sum_over_ranks(sums.double() if sums.device.type == 'cpu' else sums).tolist()
+        sums += torch.stack(rows)
+    # A rank without rows takes part in every collective too, or the others would wait for it.
+    nothing = [torch.zeros(0, device=device)]
     result: dict[str, dict[str, Any]] = {}
-    for task, (loss_sum, count) in zip(wanted, totals, strict=True):
-        output_rows = gather_rows(torch.cat(outputs[task.name])).float().cpu().numpy()
-        target_rows = gather_rows(torch.cat(targets[task.name])).cpu().numpy()
+    for task, (loss_sum, count) in zip(wanted, sum_over_ranks(sums).tolist(), strict=True):
+        output_rows = gather_rows(torch.cat(outputs[task.name] or nothing)).cpu().numpy()
+        target_rows = gather_rows(torch.cat(targets[task.name] or nothing)).cpu().numpy()
         mean = loss_sum / count if count else None
         result[task.name] = {'loss': mean, **task.metrics(output_rows, target_rows), 'n': int(count)}
     return result
@@ -74,7 +86,18 @@ def predict(
         precision: 'fp32' or 'bf16' (autocast).
 
     Returns:
-        {'_key': list of N keys, task: float32 numpy `[N, outputs]` or `[N]`}, in the order of the loader.
+        {'_key': list of N keys, task: float32 numpy `[N, outputs]` or `[N]`}, in the order of the loader. Logits for
+        classes, in the order of the task's `classes`; a number in the unit of the target for a regression.
+
+    Raises:
+        ConfigError: the model has no tasks.
+
+    >>> from mmpipe.data.collate import example_rows
+    >>> from mmpipe.models import BareModel
+    >>> from mmpipe.train.tasks import regression
+    >>> model = BareModel(nn.Flatten(0), inputs='price', tasks=[regression('price')])  # says what it is asked
+    >>> predict(model, DataLoader(example_rows(), batch_size=2, device='cpu'))
+    {'_key': ['a', 'b'], 'price': array([1.5, 0. ], dtype=float32)}
     """
     tasks = tasks_of(model, None)
     keys: list[str] = []
@@ -83,7 +106,11 @@ def predict(
         keys += batch['_key']
         for name, values in found.items():
             values.append(output[name].float())
-    return {'_key': keys, **{name: torch.cat(values).cpu().numpy() for name, values in found.items()}}
+    empty = {task.name: torch.zeros(0, *task.output_shape) for task in tasks}
+    return {
+        '_key': keys,
+        **{name: torch.cat(values or [empty[name]]).cpu().numpy() for name, values in found.items()},
+    }
 
 
 def tasks_of(model: nn.Module, tasks: Sequence[Task] | None) -> tuple[Task, ...]:
@@ -120,6 +147,16 @@ def mask_of(batch: Mapping[str, Any], task: Task) -> torch.Tensor:
     return torch.ones(len(batch[task.field]), dtype=torch.bool, device=batch[task.field].device)
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where the parameters of a model are; the CPU when it has none.
+
+    >>> device_of(nn.Linear(1, 1))
+    device(type='cpu')
+    """
+    parameter = next(model.parameters(), None)
+    return parameter.device if parameter is not None else torch.device('cpu')
+
+
 def target_stds(model: nn.Module) -> dict[str, torch.Tensor]:
     """{regression: standard deviation of its training targets} of a model that keeps them.
 
@@ -143,8 +180,7 @@ def _outputs(model: nn.Module, loader: Any, tasks: Sequence[Task], precision: st
     if isinstance(loader, DataLoader):
         loader = loader.fresh(fields=fields_of(model, tasks))
     training = model.training
-    parameter = next(model.parameters(), None)
-    device = parameter.device if parameter is not None else torch.device('cpu')
+    device = device_of(model)
     model.eval()
     try:
         with torch.inference_mode():

@@ -24,10 +24,10 @@ from torch import nn
 
 from mmpipe.data.loader import DataLoader, world
 from mmpipe.errors import TrainError
-from mmpipe.runs import Run, update_run
+from mmpipe.runs import Run, open_run, update_run
 from mmpipe.runs.record import append_metrics, cut_metrics, drop_checkpoints, sync_metrics
 from mmpipe.train.checkpoint import load_checkpoint, save_checkpoint
-from mmpipe.train.distributed import same_on_all, sum_gradients, sum_over_ranks
+from mmpipe.train.distributed import from_rank_0, same_on_all, sum_gradients, sum_over_ranks
 from mmpipe.train.evaluate import evaluate, mask_of, target_stds
 from mmpipe.train.optimizer import learning_rate, make_optimizer
 from mmpipe.train.random_numbers import seed_generators
@@ -87,7 +87,7 @@ class Loop:
             The finished run, as it is on the disk.
 
         Raises:
-            TrainError: a loss is no longer finite, or there is no batch to train on.
+            TrainError: a loss or a weight is no longer finite, or there is no batch to train on.
         """
         if self.total == 0:
             raise TrainError(
@@ -104,7 +104,10 @@ class Loop:
                 status = 'failed' if isinstance(error, Exception) else 'interrupted'
                 self._record(status=status, error=f'{type(error).__name__}: {error}')
                 raise
-        return self._record(status='finished', metrics=self.metrics, step=self.step, error=None)
+        run = self._record(status='finished', metrics=self.metrics, step=self.step, error=None)
+        # The other ranks wait for the last checkpoint and record, so that they too return a run that can be used.
+        path = from_rank_0(str(run.path))
+        return run if world()[0] == 0 else open_run(path)
 
     def _epoch(self) -> None:
         """From where the loader stands to the end of the epoch, or of the training."""
@@ -221,8 +224,7 @@ class Loop:
             ]
             raise TrainError(
                 f'Run {self.run.id}: the loss of {", ".join(names) or "the model"} is not finite at step {wrong[0]}. '
-                f'Lower lr={self.config.lr}, set clip=1.0, or look for extreme values in the inputs. Its last '
-                f'checkpoint is from before.'
+                f'{self._ways_out()}'
             )
         return list(zip(steps, read, strict=True))
 
@@ -233,17 +235,42 @@ class Loop:
             self.unread.clear()
 
     def _save(self) -> None:
+        read = self._losses()
+        self._check_weights()
         state = {
             'step': self.step,
             'loader': self.loader.state_dict(),
             'sums': self.sums.tolist(),
-            'unread': self._losses(),
+            'unread': read,
             'metrics': self.metrics,
         }
         if world()[0] == 0:
             sync_metrics(self.run)
             save_checkpoint(self.run, self.model, self.optimizer, state)
         self.saved_at = time.monotonic()
+
+    def _check_weights(self) -> None:
+        """A checkpoint that nothing can be trained on from would take the place of one that is good.
+
+        Raises:
+            TrainError: a weight is not finite.
+        """
+        floats = [(name, t) for name, t in self.model.state_dict().items() if t.is_floating_point()]
+        finite = torch.stack([torch.isfinite(tensor).all() for _, tensor in floats])
+        wrong = [name for (name, _), fine in zip(floats, finite.tolist(), strict=True) if not fine]
+        if wrong:
+            more = f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''
+            raise TrainError(
+                f'Run {self.run.id}: {wrong[0]}{more} of the model is not finite after step {self.step}. '
+                f'{self._ways_out()}'
+            )
+
+    def _ways_out(self) -> str:
+        kept = self.run.newest_checkpoint()
+        steps = (
+            'It has no checkpoint yet' if kept is None else f'Its last checkpoint, of step {int(kept.name)}, is good'
+        )
+        return f'Lower lr={self.config.lr}, set clip=1.0, or look for extreme values in the inputs. {steps}.'
 
     def _restore(self) -> None:
         folder = self.run.newest_checkpoint()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mmpipe.errors import ConfigError, LabelError, RunError, TrainError
+from mmpipe.errors import ConfigError, DataError, LabelError, RunError, TrainError
 from mmpipe.shards import Rows
 from mmpipe.train import losses, metrics
 
@@ -89,6 +89,11 @@ class Task:
         """Numbers per row that the model gives for it."""
         return 1
 
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of the output of one row: `(outputs,)`, or `()` for a regression."""
+        return (self.outputs,)
+
     def loss(
         self, output: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, *, std: torch.Tensor | float = 1.0
     ) -> losses.Sums:
@@ -119,12 +124,21 @@ class Task:
 
         Args:
             rows: to be trained or evaluated on.
-            what: 'train' or 'val', for messages.
+            what: 'train', 'val' or 'evaluation', for messages.
 
         Raises:
+            DataError: the rows have no such field.
             LabelError: a target outside the classes; names task, key and value.
             TrainError: no row has a target.
+
+        >>> from mmpipe.data.collate import example_rows
+        >>> classification('kind', ['cat', 'dog']).check(example_rows(), what='train')
         """
+        if self.field not in rows.fields:
+            raise DataError(
+                f'Task {self.name!r} is learned from field {self.field!r}, which snapshot {rows.snapshot.id} has not; '
+                f'it has {", ".join(rows.fields)}. Add it to fields= of mm.snapshot, or leave the task out.'
+            )
         field = rows.fields[self.field]
         self._check_field(field.kind, field.vocabulary, field.shape)
         labelled = 0
@@ -161,7 +175,8 @@ class Task:
 
     def _refuse(self, kind: str, wanted: str) -> None:
         raise ConfigError(
-            f'Task {self.name!r}: field {self.field!r} is of kind {kind!r}, and {self.kind} takes {wanted}.'
+            f'Task {self.name!r}: field {self.field!r} is of kind {kind!r}, and {self.kind} takes {wanted}. '
+            f'Declare the field so, or choose another task.'
         )
 
 
@@ -264,6 +279,11 @@ class Regression(Task):
     """What `regression` returns."""
 
     kind = 'regression'
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """See `Task.output_shape`."""
+        return ()
 
     def loss(
         self, output: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, *, std: torch.Tensor | float = 1.0

@@ -8,8 +8,10 @@ fit ── prepare   build the model, check tasks and labels, fit buffers       
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,13 @@ from torch import nn
 
 from mmpipe.data.device import resolve
 from mmpipe.data.loader import DataLoader, world
+from mmpipe.durable import write_bytes
 from mmpipe.errors import ConfigError, DataError, RunError
 from mmpipe.models.multitask import MultitaskModel, slot
 from mmpipe.models.transfer import TransferFactory
 from mmpipe.models.weights_file import load_weights, put_weights
 from mmpipe.runs import Run, create_run, describe_factory, list_runs, open_run
+from mmpipe.runs.lock import is_training, training
 from mmpipe.shards import Rows
 from mmpipe.train.distributed import from_rank_0, same_on_all
 from mmpipe.train.evaluate import fields_of, tasks_of
@@ -127,10 +131,10 @@ class Trainer:
             val: batches to evaluate on.
             args: keyword arguments of the factory; JSON.
             tasks: for a model that has none of its own.
-            resume: a run that was killed or stopped, or 'auto' for the newest one of this name and these settings that
-                has not finished (a new one if there is none). Settings, rows and world size must be as they were; then
-                every weight comes out as if nothing had happened, bit for bit. A larger `epochs` trains a finished run
-                on.
+            resume: a run that was killed or stopped, or 'auto' for the newest one of this name, these settings and this
+                parent that ended before its time (a new one if there is none). Settings, rows and world size must be as
+                they were; then every weight comes out as if nothing had happened, bit for bit. A larger `epochs` trains
+                a finished run on.
             continue_from: a run whose weights and fitted buffers to start from, on whatever rows `train` has now; a
                 task it did not have gets a new head, and classes that were appended to a task since get new rows in
                 theirs. The optimizer starts fresh: its moments are averages over
@@ -145,7 +149,18 @@ class Trainer:
             ConfigError: arguments that exclude each other, or loaders that do not fit.
             DataError, LabelError: fields or labels that do not fit; before any training.
             TrainError: nothing to train, or a loss that is no longer finite.
-            RunError: nothing to resume or continue from.
+            RunError: nothing to resume or continue from, or another process trains the run.
+
+        >>> import tempfile
+        >>> import mmpipe as mm
+        >>> from mmpipe.data.collate import example_rows
+        >>> loader = mm.DataLoader(example_rows(), batch_size=2, device='cpu')
+        >>> model = mm.MultitaskModel(
+        ...     encoders={'price': mm.encoders.vector(1, 4)}, tasks=[mm.classification('kind', ['cat', 'dog'])]
+        ... )
+        >>> run = Trainer(runs=tempfile.mkdtemp()).fit(model, loader, name='shop')
+        >>> run.id, run.status
+        ('shop/0001', 'finished')
         """
         if resume not in (None, 'auto') and continue_from is not None:
             raise ConfigError(
@@ -174,10 +189,12 @@ class Trainer:
                     model.fit_buffers(train.rows)  # type: ignore[operator]
             same_on_all(model, parameters=True)
             if run is None:
-                run = self._start(name, description, reason, val, train.rows, lineage)
-            train = train.fresh(fields=fields)
-            val = val.fresh(fields=fields) if val is not None else None
-            return Loop(self, run, model, wanted, train, val).train()
+                run = self._start(name, description, reason, val, lineage)
+            with training(run) if world()[0] == 0 else nullcontext():
+                _keep_rows(run, train.rows)
+                train = train.fresh(fields=fields)
+                val = val.fresh(fields=fields) if val is not None else None
+                return Loop(self, run, model, wanted, train, val).train()
 
     def settings(self) -> dict[str, Any]:
         """The configuration as JSON, without what is about this machine or process.
@@ -234,12 +251,22 @@ class Trainer:
             run = open_run(resume, runs=self.runs)
             check_resumed(run, description, parent=parent)
             return run
+        # Rank 0 decides: the others could find that a process trains the run by then, which is rank 0.
+        found = self._unfinished(name, description, parent) if world()[0] == 0 else None
+        path = from_rank_0('' if found is None else str(found.path))
+        return open_run(path) if path else None
+
+    def _unfinished(self, name: str, description: dict[str, Any], parent: Run | None) -> Run | None:
+        """The newest run of this name, these settings and this parent that ended before its time."""
         for run in map(open_run, reversed(list_runs(name, runs=self.runs))):
-            if run.status != 'finished':
-                try:
-                    check_resumed(run, description, parent=parent)
-                except RunError:
-                    continue  # of other settings: a new attempt, not this one
+            came_from = None if run.parent is None else run.parent['path']
+            if run.status == 'finished' or came_from != (None if parent is None else str(parent.path)):
+                continue
+            try:
+                check_resumed(run, description, parent=parent)
+            except RunError:
+                continue  # of other settings: a new attempt, not this one
+            if not is_training(run):
                 return run
         return None
 
@@ -269,7 +296,6 @@ class Trainer:
         description: dict[str, Any],
         reason: str | None,
         val: DataLoader | None,
-        rows: Rows,
         lineage: dict[str, Any] | None,
     ) -> Run:
         if world()[0] > 0:
@@ -285,9 +311,17 @@ class Trainer:
             },
             runs=self.runs,
         )
-        np.save(run.path / 'train_rows.npy', np.sort(rows.hashes), allow_pickle=False)
         from_rank_0(str(run.path))
         return run
+
+
+def _keep_rows(run: Run, rows: Rows) -> None:
+    """Store which rows a run is trained on; also of a run that was killed before it came to that."""
+    file = run.path / 'train_rows.npy'
+    if world()[0] == 0 and not file.is_file():
+        content = io.BytesIO()
+        np.save(content, np.sort(rows.hashes), allow_pickle=False)
+        write_bytes(file, content.getbuffer())
 
 
 def _parent(factory: Any, continue_from: str | os.PathLike[str] | Run | None) -> Run | None:

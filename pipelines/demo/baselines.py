@@ -5,7 +5,9 @@ The same grouped splits for the model and for every baseline: all drawings of a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,10 @@ from mmpipe.shards import Rows, Snapshot
 from mmpipe.train import metrics
 from pipelines.demo.training import EPOCHS, TASKS, fit
 
+Summary = dict[str, float | None]
+"""{'mean': ..., 'std': ...} over splits."""
+
+NAME = 'demo-compare'  # of the runs, while a comparison goes on
 SEEDS = 3
 TEST_SHARE = 0.25
 MODALITIES = {
@@ -43,25 +49,26 @@ def grouped_splits(snapshot: Snapshot, seeds: int = SEEDS) -> Iterator[tuple[Row
 def compare(
     snapshot: Snapshot,
     *,
-    runs: str,
+    runs: str | Path,
     seeds: int = SEEDS,
     epochs: int | None = None,
     progress: Callable[..., Any] | None = None,
-) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, dict[str, float]]]]:
+) -> tuple[dict[str, Summary], dict[str, dict[str, Summary]]]:
     """The model and the baselines over several grouped splits.
 
     Args:
         snapshot: of `views.training_view`.
-        runs: folder for the runs of this comparison.
+        runs: folder for the runs of this comparison while it goes on; once it has ended, none is left.
         seeds: how many splits.
         epochs: of the model's training; its own number when None.
         progress: called with ('compare', done, total, 'fits').
 
     Returns:
-        ({task: {'mean', 'std'}} of the model, {task: {baseline: {'mean', 'std'}}}), in the metric of `TASKS`.
+        ({task: {'mean', 'std'}} of the model, {task: {baseline: {'mean', 'std'}}}), in the metric of `TASKS`; over the
+        splits where it is defined, and None where it is on none, as without a label.
     """
-    model: dict[str, list[float]] = {task: [] for task in TASKS}
-    probes: dict[str, dict[str, list[float]]] = {task: {} for task in TASKS}
+    model: dict[str, list[float | None]] = {task: [] for task in TASKS}
+    probes: dict[str, dict[str, list[float | None]]] = {task: {} for task in TASKS}
     total = seeds * 2
     for seed, (train, test) in enumerate(grouped_splits(snapshot, seeds)):
         for task, by_name in baselines(train, test).items():
@@ -69,19 +76,20 @@ def compare(
                 probes[task].setdefault(name, []).append(value)
         if progress is not None:
             progress('compare', 2 * seed + 1, total, 'fits')
-        run = fit(train, test, seed=seed, epochs=epochs or EPOCHS, name='demo-compare', runs=runs)
+        run = fit(train, test, seed=seed, epochs=epochs or EPOCHS, name=NAME, runs=runs)
         for task, metric in TASKS.items():
             model[task].append(run.metrics[task][metric])
         if progress is not None:
             progress('compare', 2 * seed + 2, total, 'fits')
+    shutil.rmtree(Path(runs) / NAME)
     return (
         {task: _summary(values) for task, values in model.items()},
         {task: {name: _summary(values) for name, values in by_name.items()} for task, by_name in probes.items()},
     )
 
 
-def baselines(train: Rows, test: Rows) -> dict[str, dict[str, float]]:
-    """Scores of the majority answer and of the linear probes, {task: {baseline: value}}."""
+def baselines(train: Rows, test: Rows) -> dict[str, dict[str, float | None]]:
+    """Scores of the majority answer and of the linear probes, {task: {baseline: value}}; None where not defined."""
     features = {name: (_features(train, field), _features(test, field)) for name, field in MODALITIES.items()}
     features['all'] = tuple(np.concatenate([pair[i] for pair in features.values()], axis=1) for i in (0, 1))  # type: ignore[assignment]
     return {
@@ -106,32 +114,41 @@ def _labelled(rows: Rows, task: str) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(valid), values[valid]
 
 
-def _majority(task: str, train: Rows, test: Rows) -> float:
+def _majority(task: str, train: Rows, test: Rows) -> float | None:
     _, known = _labelled(train, task)
     _, wanted = _labelled(test, task)
+    if not len(known) or not len(wanted):
+        return None
     if task == 'category':
         return metrics.accuracy(np.full(len(wanted), np.bincount(known).argmax()), wanted)
     if task == 'words':
-        return metrics.mean_average_precision(np.tile(known.mean(axis=0), (len(wanted), 1)), wanted.astype(bool)) or 0.0
-    return metrics.r2(np.full(len(wanted), known.mean()), wanted) or 0.0
+        return metrics.mean_average_precision(np.tile(known.mean(axis=0), (len(wanted), 1)), wanted.astype(bool))
+    return metrics.r2(np.full(len(wanted), known.mean()), wanted)
 
 
-def _probe(task: str, train: Rows, test: Rows, train_x: np.ndarray, test_x: np.ndarray) -> float:
+def _probe(task: str, train: Rows, test: Rows, train_x: np.ndarray, test_x: np.ndarray) -> float | None:
     from sklearn.linear_model import LogisticRegression, RidgeCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     have, known = _labelled(train, task)
     want, wanted = _labelled(test, task)
+    if not len(known) or not len(wanted):
+        return None
     if task == 'category':
+        if len(np.unique(known)) == 1:  # nothing to tell apart: the probe is the majority answer
+            return metrics.accuracy(np.full(len(wanted), known[0]), wanted)
         probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
         return metrics.accuracy(probe.fit(train_x[have], known).predict(test_x[want]), wanted)
     probe = make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(1, 5, 9)))
     predicted = probe.fit(train_x[have], known).predict(test_x[want])
     if task == 'words':
-        return metrics.mean_average_precision(predicted, wanted.astype(bool)) or 0.0
-    return metrics.r2(predicted, wanted) or 0.0
+        return metrics.mean_average_precision(predicted, wanted.astype(bool))
+    return metrics.r2(predicted, wanted)
 
 
-def _summary(values: list[float]) -> dict[str, float]:
-    return {'mean': float(np.mean(values)), 'std': float(np.std(values))}
+def _summary(values: Sequence[float | None]) -> Summary:
+    defined = [value for value in values if value is not None]
+    if not defined:
+        return {'mean': None, 'std': None}
+    return {'mean': float(np.mean(defined)), 'std': float(np.std(defined))}

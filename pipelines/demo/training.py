@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ EPOCHS, MORE_EPOCHS = 24, 6  # from scratch, and on from an earlier run
 CROP = 48  # of the 64 pixels that are stored
 
 
-def build_model(*, classes: int, words: int) -> mm.MultitaskModel:
+def build_model(*, category: Sequence[str], words: Sequence[str]) -> mm.MultitaskModel:
     """An encoder per modality, concatenated, and a head per task.
 
     Args:
-        classes: size of the vocabulary of `category`.
-        words: size of the vocabulary of `words`.
+        category: vocabulary of this task, in the order of the snapshot's.
+        words: as `category`.
     """
     return mm.MultitaskModel(
         encoders={
@@ -34,19 +34,16 @@ def build_model(*, classes: int, words: int) -> mm.MultitaskModel:
             'speech_mel': mm.encoders.spectrogram(32, 16, width=4),
             'facts': mm.encoders.vector(10, 64),
         },
-        tasks=[mm.classification('category', classes), mm.multilabel('words', words), mm.regression('detail')],
+        tasks=[mm.classification('category', category), mm.multilabel('words', words), mm.regression('detail')],
         hidden=128,
         dropout=0.3,
         modality_dropout=0.1,
     )
 
 
-def model_args(snapshot: Snapshot) -> dict[str, int]:
-    """Arguments of `build_model` for a snapshot: the sizes of its vocabularies."""
-    return {
-        'classes': len(snapshot.fields['category'].vocabulary or ()),
-        'words': len(snapshot.fields['words'].vocabulary or ()),
-    }
+def model_args(snapshot: Snapshot) -> dict[str, list[str]]:
+    """Arguments of `build_model` for a snapshot: its vocabularies."""
+    return {task: list(snapshot.fields[task].vocabulary or ()) for task in ('category', 'words')}
 
 
 def loader(rows: Rows, *, train: bool, seed: int = 0) -> mm.DataLoader:
@@ -59,7 +56,7 @@ def fit(
     train_rows: Rows, val_rows: Rows, *, epochs: int = EPOCHS, lr: float = 2e-3, seed: int = 0, name: str = 'demo',
     runs: str | Path | None = None, continue_from: Run | None = None, progress: Callable[..., Any] | None = None,
 ) -> Run:  # fmt: skip
-    """Train on some rows and evaluate on others."""
+    """Train on some rows and evaluate on others; a run of the same settings that was stopped goes on."""
     trainer = mm.Trainer(
         epochs=epochs,
         lr=lr,
@@ -68,6 +65,7 @@ def fit(
         seed=seed,
         runs=runs,
         evaluate_every=epochs,
+        checkpoint_seconds=5,
         progress=progress,
     )
     return trainer.fit(
@@ -77,6 +75,7 @@ def fit(
         args=model_args(train_rows.snapshot),
         name=name,
         continue_from=continue_from,
+        resume='auto',
     )
 
 
@@ -85,6 +84,8 @@ def train(
     progress: Callable[..., Any] | None = None,
 ) -> Run:  # fmt: skip
     """Train on the snapshot's training split; a continued run takes fewer, smaller steps over old and new rows.
+
+    A run on the same snapshot from the same parent that was killed goes on where it was.
 
     Args:
         snapshot: of `views.training_view`.

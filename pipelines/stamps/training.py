@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ TASKS = {'category': 'accuracy', 'kind': 'accuracy', 'rules': 'map', 'language':
 CROP = 56  # of the 64 pixels that are stored
 
 
-def build_model(*, category: int, kind: int, rules: int, language: int) -> mm.MultitaskModel:
+def build_model(
+    *, category: Sequence[str], kind: Sequence[str], rules: Sequence[str], language: Sequence[str]
+) -> mm.MultitaskModel:
     """An encoder per modality, concatenated, and a head per task.
 
     Args:
-        category: size of the vocabulary of this task, as are the others.
+        category: vocabulary of this task, in the order of the snapshot's, as are the others.
         kind: see `category`.
         rules: see `category`.
         language: see `category`.
@@ -56,6 +58,8 @@ def train(
 ) -> Run:  # fmt: skip
     """Train on the snapshot's training split; a continued run takes fewer, smaller steps over old and new rows.
 
+    A run on the same snapshot from the same parent that was killed goes on where it was.
+
     Args:
         snapshot: of `views.training_view`.
         runs: folder of the runs; the project's when None.
@@ -68,15 +72,16 @@ def train(
     epochs = epochs or usual
     trainer = mm.Trainer(
         epochs=epochs, lr=lr, weight_decay=0.05, schedule='cosine', seed=seed, runs=runs, evaluate_every=epochs,
-        progress=progress,
+        checkpoint_seconds=5, progress=progress,
     )  # fmt: skip
     return trainer.fit(
         build_model,
         loader(snapshot.split('train'), train=True, seed=seed),
         loader(snapshot.split('val'), train=False) if 'val' in snapshot.splits else None,
-        args={task: len(snapshot.fields[task].vocabulary or ()) for task in TASKS},
+        args={task: list(snapshot.fields[task].vocabulary or ()) for task in TASKS},
         name='stamps',
         continue_from=continue_from,
+        resume='auto',
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,12 +15,14 @@ from mmpipe.models.weights_file import load_weights
 from mmpipe.runs import open_run
 
 SCRIPT = """
+import json
 import sys
 import torch
 from mmpipe.data import DataLoader
 from mmpipe.models import MultitaskModel, encoders
+from mmpipe.models.weights_file import load_weights, put_weights
 from mmpipe.shards import open_snapshot
-from mmpipe.train import Trainer, classification, multilabel, regression
+from mmpipe.train import Trainer, classification, evaluate, multilabel, predict, regression
 
 def build():
     return MultitaskModel(
@@ -35,7 +38,18 @@ def main(shards, runs, rank, world, port):
     # 72 rows in global batches of 14: the last one has 2 rows, so ranks have unequal parts of most steps.
     train = DataLoader(snapshot.split('train'), batch_size=14 // world, shuffle=True, device='cpu')
     val = DataLoader(snapshot.split('val').take(range(23)), batch_size=5, device='cpu')
-    Trainer(epochs=2, runs=runs, log_every=1, accumulate=2).fit(build, train, val, name='shop')
+    run = Trainer(epochs=2, runs=runs, log_every=1, accumulate=2).fit(build, train, val, name='shop')
+
+    # Fewer rows than ranks: the last rank has none, by a loader of ours and by batches of any kind.
+    model, few = build(), DataLoader(snapshot.split('val').take(range(1)), batch_size=1, device='cpu')
+    put_weights(model, load_weights(run.checkpoint() / 'model.safetensors'), source=run.id)
+    predicted = predict(model, few)
+    found = {
+        'loader': evaluate(model, few), 'batches': evaluate(model, list(few)), 'nothing': evaluate(model, []),
+        'predicted': {name: list(getattr(values, 'shape', values)) for name, values in predicted.items()},
+    }
+    with open(f'{runs}-{rank}.json', 'w') as file:
+        json.dump(found, file)
     if world > 1:
         torch.distributed.destroy_process_group()
 
@@ -63,6 +77,8 @@ def test_two_ranks_take_the_steps_of_one_process_to_rounding(tmp_path):
     exec(compile(SCRIPT, str(script), 'exec'), namespace)
     namespace['main'](str(tmp_path / 'shop'), str(tmp_path / 'one'), 0, 1, '')
 
+    assert_few_rows_are_measured_alike(tmp_path)
+
     one, two = (open_run('shop', runs=tmp_path / name) for name in ('one', 'two'))
     assert two.id == 'shop/0001'
     losses = [[line['loss'] for line in run.history() if 'loss' in line] for run in (one, two)]
@@ -74,3 +90,25 @@ def test_two_ranks_take_the_steps_of_one_process_to_rounding(tmp_path):
     a, b = (load_weights(run.checkpoint() / 'model.safetensors') for run in (one, two))
     for name in a:
         torch.testing.assert_close(a[name], b[name], rtol=1e-2, atol=1e-3)
+
+
+def assert_few_rows_are_measured_alike(folder):
+    alone, first, last = (
+        json.loads((folder / name).read_text()) for name in ('one-0.json', 'two-0.json', 'two-1.json')
+    )
+    shapes = {'kind': 3, 'tags': 4}
+    for found, rows in ((alone, 1), (first, 1), (last, 0)):
+        assert len(found['predicted'].pop('_key')) == rows
+        assert found.pop('predicted') == {'price': [rows], **{task: [rows, n] for task, n in shapes.items()}}
+    assert first == last
+    assert first['loader'] == first['batches']
+    for task, values in alone['loader'].items():
+        assert first['loader'][task]['n'] == values['n']
+        assert first['loader'][task].keys() == values.keys()
+        assert {value for name, value in first['nothing'][task].items() if name != 'n'} == {None}
+        assert first['nothing'][task]['n'] == 0
+    assert {task: values['n'] for task, values in alone['loader'].items()} == {
+        'kind': 0,
+        'price': 1,
+        'tags': 1,
+    }  # the first row of 'val' has no kind

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from shop_snapshot import write_shop
+from torch import nn
 
 from mmpipe.data import DataLoader
 from mmpipe.errors import RunError, TrainError
-from mmpipe.models import MultitaskModel, encoders, load_model
+from mmpipe.models import BareModel, MultitaskModel, encoders, load_model
 from mmpipe.runs import open_run, update_run
 from mmpipe.runs.factory import source_fingerprint
+from mmpipe.runs.lock import training
 from mmpipe.shards import open_snapshot
 from mmpipe.train import Trainer, classification, multilabel, regression
 
@@ -121,13 +123,13 @@ class Stop(Exception):
     pass
 
 
-def interrupted(trainer_options, snapshot, rows):
+def interrupted(trainer_options, snapshot, rows, **how):
     def stop(stage, done, total, unit):
         if done >= rows:
             raise Stop
 
     with pytest.raises(Stop):
-        Trainer(**trainer_options, progress=stop).fit(build, *loaders(snapshot))
+        Trainer(**trainer_options, progress=stop).fit(build, *loaders(snapshot), **how)
     return open_run('shop', runs=trainer_options['runs'])
 
 
@@ -157,6 +159,60 @@ def test_a_run_killed_before_its_first_checkpoint_starts_over_in_its_place(shop,
     fresh = Trainer(**options).fit(build, *loaders(shop), resume='auto')  # nothing unfinished is left: a new run
     assert (run.id, fresh.id) == ('shop/0001', 'shop/0002')
     assert run.history() == fresh.history()
+
+
+def test_a_run_that_is_being_trained_is_left_alone(shop, tmp_path):
+    """Its record says 'running', as that of a killed one does: only the lock of its process tells."""
+    options = {'epochs': 2, 'runs': tmp_path, 'checkpoint_every': 2}
+    unfinished = update_run(interrupted(options, shop, 64), status='running')
+    with training(unfinished):
+        with pytest.raises(RunError, match=r'Run shop/0001 is being trained by another process\. Wait for it'):
+            Trainer(**options).fit(build, *loaders(shop), resume=unfinished)
+        assert Trainer(**options).fit(build, *loaders(shop), resume='auto').id == 'shop/0002'
+    assert Trainer(**options).fit(build, *loaders(shop), resume='auto').id == 'shop/0001'
+
+
+def test_a_run_goes_on_only_for_the_parent_it_came_from(shop, tmp_path):
+    options = {'epochs': 2, 'runs': tmp_path, 'checkpoint_every': 2}
+    parent = Trainer(**options).fit(build, *loaders(shop))
+    child = interrupted(options, shop, 64, continue_from=parent)
+    assert (child.id, child.parent['run']) == ('shop/0002', 'shop/0001')
+    other = Trainer(**options).fit(build, *loaders(shop), resume='auto')
+    assert (other.id, other.parent) == ('shop/0003', None)
+    assert Trainer(**options).fit(build, *loaders(shop), resume='auto', continue_from=other).id == 'shop/0004'
+    assert Trainer(**options).fit(build, *loaders(shop), resume='auto', continue_from=parent).id == 'shop/0002'
+
+
+def test_a_run_killed_before_its_rows_were_stored_has_them_after_all(shop, tmp_path):
+    options = {'epochs': 1, 'runs': tmp_path}
+    failed = interrupted(options, shop, 32)
+    (failed.path / 'train_rows.npy').unlink()
+    train, val = loaders(shop)
+    run = Trainer(**options).fit(build, train, val, resume='auto')
+    assert run.id == failed.id
+    assert run.trained_on(train.rows.hashes).all()
+    assert not run.trained_on(val.rows.hashes).any()
+
+
+class Root(nn.Module):
+    """Finite as long as it is not trained: the gradient of a square root at 0 is infinite."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, weight):
+        return torch.sqrt(self.weight * weight.abs())
+
+
+def test_weights_that_are_not_finite_are_never_stored(shop, tmp_path):
+    model = BareModel(Root(), inputs='weight', tasks=[regression('price')])
+    with pytest.raises(
+        TrainError, match=r'module.weight of the model is not finite after step 1\. Lower lr=.*no check'
+    ):
+        Trainer(max_steps=1, runs=tmp_path).fit(model, *loaders(shop))
+    run = open_run('shop', runs=tmp_path)
+    assert (run.status, run.newest_checkpoint()) == ('failed', None)
 
 
 def test_what_would_change_a_step_cannot_differ_on_resume(shop, full_shop, tmp_path):
