@@ -131,7 +131,7 @@ class DataLoader:
     ) -> None:
         if batch_size < 1 or num_workers < 0:
             raise ConfigError(
-                f'DataLoader(batch_size={batch_size}, num_workers={num_workers}): at least 1 row and 0 workers.'
+                f'DataLoader(batch_size={batch_size}, num_workers={num_workers}): give at least 1 row and 0 workers.'
             )
         self.device = resolve(device)
         if pin_memory and self.device.type != 'cuda':
@@ -145,7 +145,7 @@ class DataLoader:
         if unknown:
             raise DataError(
                 f'transforms= names the field {unknown[0]!r}, which is not loaded; loaded are '
-                f'{", ".join(self.dataset.fields)}.'
+                f'{", ".join(self.dataset.fields)}. Correct the name, or add it to fields=.'
             )
         self.num_workers = num_workers
         self.on_transfer = on_transfer
@@ -220,7 +220,16 @@ class DataLoader:
         return batch
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next pass be this epoch, from its start."""
+        """Let the next pass be this epoch, from its start.
+
+        Args:
+            epoch: from 0.
+
+        >>> from mmpipe.data.collate import example_rows
+        >>> loader = DataLoader(example_rows(), batch_size=1, device='cpu')
+        >>> loader.set_epoch(3); loader.state_dict()['epoch']
+        3
+        """
         self.load_state_dict({**self.state_dict(), 'epoch': epoch, 'consumed': 0})
 
     def state_dict(self) -> dict[str, Any]:

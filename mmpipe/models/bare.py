@@ -38,7 +38,9 @@ class BareModel(nn.Module):
         self.inputs = [inputs] if isinstance(inputs, str) else list(inputs)
         self.tasks = tuple(tasks)
         if not self.inputs or not self.tasks:
-            raise ConfigError('BareModel needs the names of its input fields and at least one task.')
+            raise ConfigError(
+                "BareModel needs the names of its input fields and at least one task: inputs='photo', tasks=[...]."
+            )
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Outputs per task.

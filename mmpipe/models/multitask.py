@@ -70,7 +70,10 @@ class MultitaskModel(nn.Module):
     ) -> None:
         super().__init__()
         if not encoders or not tasks:
-            raise ConfigError('MultitaskModel needs at least one encoder and one task.')
+            raise ConfigError(
+                "MultitaskModel needs at least one encoder and one task: encoders={'photo': mm.encoders.image()}, "
+                "tasks=[mm.classification('kind', ['cat', 'dog'])]."
+            )
         names = [task.name for task in tasks]
         if len(set(names)) < len(names):
             raise ConfigError(f'Two tasks are called {max(names, key=names.count)!r}: give one of them another name=.')

@@ -29,12 +29,20 @@ def load_model(run: str | os.PathLike[str] | Run, *, device: str | torch.device 
         run: a run, its folder or its id.
         device: where to put it.
 
+    Returns:
+        The model; called with a batch, it gives {task name: output}.
+
     Raises:
         RunError: the run cannot be rebuilt (it says why), has no checkpoint, or its source is gone.
         ModelError: the code builds another model now than the weights are for.
 
     Warns:
         ChangedSourceWarning: the source of the factory has changed since.
+
+    >>> from mmpipe.train.example import example_run
+    >>> model = load_model(example_run())
+    >>> model({'price': torch.tensor([1.5])})['kind'].shape
+    torch.Size([1, 2])
     """
     run = open_run(run)
     if run.record['factory'] is None:
@@ -73,5 +81,8 @@ def load_multitask(run: Run, *, why: str) -> MultitaskModel:
 
     model = load_model(run)
     if not isinstance(model, MultitaskModel):
-        raise RunError(f'{why} needs a MultitaskModel, but run {run.id} trained a {type(model).__name__}.')
+        raise RunError(
+            f'{why} needs a MultitaskModel, but run {run.id} trained a {type(model).__name__}. Load it with '
+            f'mm.load_model, and build on it by hand.'
+        )
     return model

@@ -37,14 +37,23 @@ def transfer(
     Raises:
         ConfigError: no tasks, or another word for `freeze`.
         RunError: the run cannot be rebuilt, has no checkpoint, or trained no `MultitaskModel`.
+
+    >>> from mmpipe.train import regression
+    >>> from mmpipe.train.example import example_run
+    >>> factory = transfer(example_run(), tasks=[regression('weight')], freeze='trunk')
+    >>> [name for name, parameter in factory().named_parameters() if parameter.requires_grad]
+    ['heads.weight.linear.weight', 'heads.weight.linear.bias']
     """
     if not tasks:
         raise ConfigError("transfer needs at least one task, as in tasks=[mm.classification('season', 4)].")
     if freeze is not None and freeze not in FREEZE:
-        raise ConfigError(f'freeze={freeze!r} is none of {", ".join(map(repr, FREEZE))}, None.')
+        raise ConfigError(f'freeze={freeze!r} is unknown: use one of {", ".join(map(repr, FREEZE))}, None.')
     opened = open_run(run)
     if opened.record['factory'] is None:
-        raise RunError(f'Run {opened.id} cannot be transferred from: {opened.cannot["rebuild"]}.')
+        raise RunError(
+            f'Run {opened.id} cannot be transferred from: {opened.cannot["rebuild"]}. Train it again with a factory at '
+            f'the top level of a module.'
+        )
     return TransferFactory(run=opened, tasks=tuple(tasks), freeze=freeze)
 
 

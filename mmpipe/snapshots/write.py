@@ -123,8 +123,12 @@ def snapshot(
         SnapshotError: no rows, or a table that others keep writing.
         BusyError: another process is writing this root, for longer than `wait_s`.
 
-    >>> mm.snapshot(Items, root='shards', fields={'photo': mm.field.image(Items.photo, size=64)})  # doctest: +SKIP
-    SnapshotReport(snapshot=<Snapshot 4e1f...>, table='shop/items', inserted=1200, updated=0, dropped=0, ...)
+    >>> fields = {'price': Products.price, 'kind': mm.field.label(Products.kind)}  # doctest: +SKIP
+    >>> report = mm.snapshot(Products.where(Products.price > 1), root='shards', fields=fields)  # doctest: +SKIP
+    >>> report.inserted, report.snapshot.fields['kind'].vocabulary  # doctest: +SKIP
+    (2, ('jar', 'mug'))
+    >>> mm.snapshot(Products.where(Products.price > 1), root='shards', fields=fields).written  # doctest: +SKIP
+    0
     """
     if '://' in str(root):
         raise ConfigError(
