@@ -167,7 +167,10 @@ class TimmEncoder(nn.Module):
             own = self.backbone.state_dict()
             missing = [key for key in own if key not in packaged]
             if missing:
-                raise ModelError(f'The packaged weights of {name!r} lack {missing[0]!r} and {len(missing) - 1} more.')
+                raise ModelError(
+                    f'The packaged weights of {name!r} lack {missing[0]!r} and {len(missing) - 1} more: install the '
+                    f'timm they were packaged for, or use pretrained=False.'
+                )
             self.backbone.load_state_dict({key: packaged[key] for key in own})
         backbone: Any = self.backbone
         self.out_features = int(getattr(backbone, 'head_hidden_size', None) or backbone.num_features)
@@ -277,7 +280,8 @@ class CategoryEncoder(nn.Module):
         highest = max((int(np.max(chunk)) for chunk in chunks if len(chunk)), default=0)
         if highest >= self.classes:
             raise ModelError(
-                f'it holds label {highest}, but encoders.category({self.classes}) knows 0..{self.classes - 1}'
+                f'it holds label {highest}, but encoders.category({self.classes}) knows 0..{self.classes - 1}: '
+                f'give it as many classes as the vocabulary has'
             )
 
     def forward(self, labels: torch.Tensor) -> torch.Tensor:

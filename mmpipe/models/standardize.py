@@ -118,7 +118,10 @@ class Standardize(nn.Module):
             mean, std, count = moments(chunks)
         if count:
             if np.shape(mean) != tuple(self.mean.shape):
-                raise DataError(f'it holds values of shape {list(np.shape(mean))}, not {list(self.mean.shape)}')
+                raise DataError(
+                    f'it holds values of shape {list(np.shape(mean))}, not {list(self.mean.shape)}: '
+                    f'give the encoder that size'
+                )
             if not (np.isfinite(mean).all() and np.isfinite(std).all()):
                 raise DataError('it holds NaN or infinite values; store nulls instead')
             self.mean.copy_(torch.as_tensor(mean))

@@ -28,7 +28,9 @@ def make_optimizer(model: nn.Module, *, lr: float, weight_decay: float) -> torch
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
-        raise TrainError(f'{type(model).__name__} has no parameter to train: every one is frozen, or there are none.')
+        raise TrainError(
+            f'{type(model).__name__} has no parameter to train: every one is frozen, or there are none. Unfreeze some.'
+        )
     groups = [
         {'params': [p for p in trainable if p.ndim >= 2], 'weight_decay': weight_decay},
         {'params': [p for p in trainable if p.ndim < 2], 'weight_decay': 0.0},
