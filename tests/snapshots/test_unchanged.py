@@ -25,6 +25,18 @@ def test_without_candidates_the_snapshot_that_is_there_comes_back_and_no_file_is
     assert files(declared.root) == before
 
 
+def test_a_new_version_of_the_table_without_new_rows_writes_nothing_either(directory, tmp_path):
+    table = pxt.create_table(f'{directory}/t', {'word': pxt.String})
+    table.insert([{'word': 'a'}])
+    first, fields = version_vector(table), {'word': table.word}
+    snapshot = mm.snapshot(table, root=tmp_path, fields=fields).snapshot
+    before = files(tmp_path)
+    table.add_column(price=pxt.Float | None)
+    assert version_vector(table) != first
+    assert mm.snapshot(table, root=tmp_path, fields=fields).snapshot.id == snapshot.id
+    assert files(tmp_path) == before
+
+
 def test_no_row_wanted_reads_no_row(declared):
     snapshot = declared.freeze().snapshot
     for shard in (declared.root / 'shards').iterdir():

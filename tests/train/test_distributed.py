@@ -38,7 +38,7 @@ def main(shards, runs, rank, world, port):
     # 72 rows in global batches of 14: the last one has 2 rows, so ranks have unequal parts of most steps.
     train = DataLoader(snapshot.split('train'), batch_size=14 // world, shuffle=True, device='cpu')
     val = DataLoader(snapshot.split('val').take(range(23)), batch_size=5, device='cpu')
-    run = Trainer(epochs=2, runs=runs, log_every=1, accumulate=2).fit(build, train, val, name='shop')
+    run = Trainer(epochs=2, runs=runs, log_every=1, accumulate=2).fit(build, train, val, name='shop', resume='auto')
 
     # Fewer rows than ranks: the last rank has none, by a loader of ours and by batches of any kind.
     model, few = build(), DataLoader(snapshot.split('val').take(range(1)), batch_size=1, device='cpu')
