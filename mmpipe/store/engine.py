@@ -26,6 +26,7 @@ INTERNALS = (
     'pixeltable.catalog.table:Table._get_schema',
     'pixeltable.catalog.table:Table._path',
     'pixeltable.catalog.table:Table._tbl_path',
+    'pixeltable.catalog.table_version:TableVersion.primary_key_columns',
     'pixeltable.catalog.table_path:TableVersionPath.get_tbl_versions',
     'pixeltable.catalog.model.base:model_base',
     'pixeltable.catalog.model.definition:TableModelMeta.is_bound',

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import sqlalchemy as sql
+from sqlalchemy.dialects import postgresql
+
 from mmpipe.errors import StoreError
-from mmpipe.store.tables import media_columns, primary_key
+from mmpipe.store.rows import rowid_expressions
+from mmpipe.store.tables import media_columns, path_of, primary_key
+
+# Written into the statement, not bound: Postgres has to see that the index is about just these.
+INDEXED: Any = sql.literal_column('256')  # characters of a key
+LAST_VERSION: Any = sql.literal_column(str(2**63 - 1))  # what Pixeltable gives live rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,29 +35,51 @@ class Written:
     columns: tuple[str, ...] = ()
 
 
-def _matches(table: Any, keys: Sequence[tuple[Any, ...]]) -> Any:
-    columns = [getattr(table, name) for name in primary_key(table)]
-    if len(columns) == 1:
-        return columns[0].isin([key[0] for key in keys])
-    predicate = None
-    for key in keys:
-        row = None
-        for column, value in zip(columns, key, strict=True):
-            row = (column == value) if row is None else row & (column == value)
-        predicate = row if predicate is None else predicate | row
-    return predicate
+def _rowids(table: Any, keys: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], int]:
+    """Row ids of the rows with these primary keys.
+
+    In SQL of our own, since the index is over the first 256 characters of a key and over live rows, and no condition
+    that Pixeltable writes can use it: it reads the whole table, once per chunk of an ingest.
+    """
+    from pixeltable.runtime import get_runtime
+
+    names, path = primary_key(table), table._tbl_version_path
+    if not keys:
+        return {}
+    with get_runtime().catalog.begin_xact(for_write=False, read_tvps=[path]) as connection:
+        version = path.get_tbl_versions()[0].get()
+        store = version.store_tbl
+        stored = {column.name: column.sa_col for column in version.primary_key_columns()}
+        columns = [stored[name] for name in names]
+        arrays = [
+            sql.literal([key[i] for key in keys], postgresql.ARRAY(column.type)) for i, column in enumerate(columns)
+        ]
+        given = sql.func.unnest(*arrays).table_valued(*(f'key_{i}' for i in range(len(names)))).render_derived()
+        same = []
+        for column, want in zip(columns, given.c, strict=True):
+            same.append(column == want)
+            if isinstance(column.type, sql.String):
+                same.append(sql.func.left(column, INDEXED) == sql.func.left(want, INDEXED))
+        live = store.v_max_col == LAST_VERSION
+        query = sql.select(store.rowid_columns()[0], *columns).join_from(store.sa_tbl, given, sql.and_(live, *same))
+        return {tuple(row[1:]): row[0] for row in connection.execute(query)}
+
+
+def _among(table: Any, rowids: Iterable[int]) -> Any:
+    return rowid_expressions(table)[0].isin(sorted(rowids))
 
 
 def rows_with_keys(
     table: Any, keys: Sequence[tuple[Any, ...]], columns: Sequence[str], *, files: Sequence[str] = ()
 ) -> dict[tuple[Any, ...], dict]:
     """Stored values of some columns, and URLs of the files of some media columns, for rows with these primary keys."""
-    if not keys:
+    rowids = _rowids(table, keys)
+    if not rowids:
         return {}
     names = primary_key(table)
     selected = {f'c_{name}': getattr(table, name) for name in dict.fromkeys([*names, *columns])}
     selected |= {f'c_{name}': getattr(table, name).fileurl for name in files}
-    result = table.where(_matches(table, keys)).select(**selected).collect()
+    result = table.where(_among(table, rowids.values())).select(**selected).collect()
     wanted = (*columns, *files)
     return {tuple(row[f'c_{n}'] for n in names): {name: row[f'c_{name}'] for name in wanted} for row in result}
 
@@ -70,7 +100,8 @@ def replace_rows(table: Any, rows: Sequence[dict[str, Any]], stale_keys: Sequenc
     path = table._tbl_version_path
     # None of these can be asked inside a transaction.
     name, media = table.get_metadata()['name'], media_columns(table)
-    stale = _matches(table, stale_keys) if stale_keys else None
+    old = _rowids(table, stale_keys)
+    stale = _among(table, old.values()) if old else None
     try:
         with get_runtime().catalog.begin_xact(for_write=True, write_tvps=[path], lock_mutable_tree=True):
             if stale is not None:
@@ -91,7 +122,8 @@ def replace_rows(table: Any, rows: Sequence[dict[str, Any]], stale_keys: Sequenc
 
 def delete_rows(table: Any, keys: Sequence[tuple[Any, ...]]) -> int:
     """Delete the rows with these primary keys; returns how many there were."""
-    return table.delete(where=_matches(table, keys)).row_count_stats.del_rows if keys else 0
+    rowids = _rowids(table, keys)
+    return table.delete(where=_among(table, rowids.values())).row_count_stats.del_rows if rowids else 0
 
 
 def update_rows(table: Any, rows: Sequence[dict[str, Any]]) -> Written:
@@ -100,7 +132,17 @@ def update_rows(table: Any, rows: Sequence[dict[str, Any]]) -> Written:
     Only the computed columns that depend on a changed column are computed again. When one of their functions raises,
     its exception comes through and nothing is written: Pixeltable's update cannot keep the error in the cell.
     """
-    status = table.batch_update(list(rows), cascade=True, if_not_exists='error')
+    names = primary_key(table)
+    keys = [tuple(row[name] for name in names) for row in rows]
+    rowids = _rowids(table, keys)
+    gone = [key for key in keys if key not in rowids]
+    if gone:
+        raise StoreError(f"'{path_of(table)}' has no row {gone[0]} any more: run the same again")
+    by_rowid = [
+        {'_rowid': (rowids[key],), **{name: value for name, value in row.items() if name not in names}}
+        for key, row in zip(keys, rows, strict=True)
+    ]
+    status = table.batch_update(by_rowid, cascade=True, if_not_exists='error')
     return Written(
         rows=status.row_count_stats.num_rows,
         view_rows=status.cascade_row_count_stats.num_rows,

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+from datetime import date, datetime, timedelta, timezone
+from uuid import UUID
+
 import media
 import pixeltable as pxt
 import pytest
+import sqlalchemy as sql
+from pixeltable.env import Env
 from schemas import media_table, numbers
 
 from mmpipe.errors import SchemaError, StoreError
@@ -74,6 +79,59 @@ def test_rows_are_found_by_keys_of_several_columns(directory):
     assert rows_with_keys(table, [('k2', 3)], ['x']) == {('k2', 3): {'x': 100}}
     assert rows_with_keys(table, [], ['x']) == {}
     assert delete_rows(table, []) == 0
+
+
+@pytest.mark.parametrize(
+    ('kind', 'keys'),
+    [
+        (pxt.String, ['', "it's", 'ü' * 255, '{a,"b"}']),
+        (pxt.Int, [0, -(2**63), 2**63 - 1]),
+        (pxt.Float, [0.1, -1e300]),
+        (pxt.Timestamp, [datetime(2020, 1, 2, 3, 4, 5, 678901, tzinfo=timezone(timedelta(hours=5)))]),
+        (pxt.Date, [date(2020, 1, 2)]),
+        (pxt.UUID, [UUID(int=7)]),
+    ],
+)
+def test_rows_are_found_changed_and_deleted_by_keys_of_every_type(directory, kind, keys):
+    table = pxt.create_table(f'{directory}/keyed', {'key': {'type': kind, 'primary_key': True}, 'x': pxt.Int})
+    replace_rows(table, [{'key': key, 'x': i} for i, key in enumerate(keys)], [])
+    assert rows_with_keys(table, [(key,) for key in keys], ['x']) == {(key,): {'x': i} for i, key in enumerate(keys)}
+    update_rows(table, [{'key': key, 'x': 10 + i} for i, key in enumerate(keys)])
+    replace_rows(table, [{'key': keys[0], 'x': 20}], [(keys[0],)])
+    assert [row['x'] for row in table.order_by(table.x).select(table.x).collect()] == [*range(11, 10 + len(keys)), 20]
+    assert delete_rows(table, [(key,) for key in keys]) == len(keys)
+    with pytest.raises(StoreError, match=r"keyed' has no row .* any more: run the same again"):
+        update_rows(table, [{'key': keys[0], 'x': 1}])
+
+
+def test_a_look_up_reads_the_index_and_not_the_table(directory):
+    table = pxt.create_table(f'{directory}/many', {'key': {'type': pxt.String, 'primary_key': True}, 'x': pxt.Int})
+    table.insert([{'key': f'photos/{i}.jpg', 'x': i} for i in range(4000)])
+    engine, seen = Env.get().engine, []
+    keys = [(f'photos/{i}.jpg',) for i in range(0, 4000, 400)]
+    with engine.connect() as connection:
+        connection.execute(sql.text('ANALYZE'))
+        connection.commit()
+
+    def note(connection, cursor, statement, parameters, context, many):
+        seen.append((statement, parameters))
+
+    sql.event.listen(engine, 'before_cursor_execute', note)
+    try:
+        assert len(rows_with_keys(table, keys, ['x'])) == 10
+        assert delete_rows(table, keys) == 10
+    finally:
+        sql.event.remove(engine, 'before_cursor_execute', note)
+    name = f'tbl_{str(table.get_metadata()["id"]).replace("-", "")}'
+    mine = [each for each in seen if name in each[0] and not each[0].startswith('EXPLAIN')]  # Pixeltable logs plans
+    assert [statement.split()[0] for statement, _ in mine] == ['SELECT', 'SELECT', 'SELECT', 'UPDATE']
+    with engine.connect() as connection:
+        for statement, parameters in mine:
+            plan = [row[0] for row in connection.exec_driver_sql(f'EXPLAIN {statement}', parameters)]
+            scans = [line for line in plan if 'Scan' in line and 'unnest' not in line]
+            assert scans
+            assert not [line for line in scans if 'Seq Scan' in line], plan
+        connection.rollback()
 
 
 def test_failed_cells_are_counted_with_column_row_and_reason(directory):
