@@ -1,0 +1,5 @@
+"""What decides the values that a function computes: its code, what that reaches, its constants and weights."""
+
+from mmpipe.fingerprints.reach import Fingerprint, fingerprint, loads
+
+__all__ = ['Fingerprint', 'fingerprint', 'loads']

@@ -1,0 +1,543 @@
+"""A fingerprint of what a function computes: its code, the project code and constants it reaches, and its weights.
+
+    function ─► normal form of its code ─► names it uses ─► functions, classes, constants of the project: the same again
+             ─► closure, defaults                        ─► packages: their versions
+             ─► files it says it loads: their digests    ─► mutable globals: where they are made, not what they hold
+
+Nothing is run but imports that the function's module has done already. What cannot be followed is listed, not guessed.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import datetime
+import decimal
+import dis
+import enum
+import fractions
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import re
+import site
+import sys
+import sysconfig
+import types
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+
+from mmpipe.fingerprints.normal_form import definition, normal_form, parsed
+
+OWN = frozenset({'mmpipe', 'pipelines'})  # followed as project code, wherever they are installed
+STANDS_FOR_CODE = '__fingerprint__'
+"""A module-level constant that stands for the code of its module: raise it when what the code computes changes."""
+
+_DYNAMIC = ('eval', 'exec', 'compile', 'globals', 'locals', 'vars', '__import__')
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis))
+_BY_REPR = (
+    PurePath, datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo, decimal.Decimal, fractions.Fraction,
+    uuid.UUID, range, np.dtype, np.generic,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """What decides the values that a function computes.
+
+    Args:
+        digest: 32 hex digits; equal while everything below but `packages` (unless counted) and the lists is equal.
+        parts: digest of each piece of code, constant and file, by name: two of these say what changed.
+        packages: version of each package whose code is called.
+        excluded: mutable globals; where they are made counts, what they hold does not.
+        unresolved: what could not be followed, and where.
+    """
+
+    digest: str
+    parts: Mapping[str, str]
+    packages: Mapping[str, str]
+    excluded: tuple[str, ...] = ()
+    unresolved: tuple[str, ...] = ()
+
+    def changes(self, older: Mapping[str, str]) -> list[str]:
+        """What differs from the parts of an older fingerprint, in words.
+
+        >>> new = Fingerprint(digest='', parts={'code of a.f': '1', 'constant a.X': '2'}, packages={})
+        >>> new.changes({'code of a.f': '0', 'code of a.g': '3'})
+        ['code of a.f changed', 'code of a.g is no longer used', 'constant a.X is new']
+        """
+        words = []
+        for name in sorted({*self.parts, *older}):
+            if name not in older:
+                words.append(f'{name} is new')
+            elif name not in self.parts:
+                words.append(f'{name} is no longer used')
+            elif self.parts[name] != older[name]:
+                words.append(f'{name} changed')
+        return words
+
+
+def loads(files: Callable[..., Iterable[str | Path]]) -> Callable[[Any], Any]:
+    """Say which files a function loads, so that their contents count: goes below `@pxt.udf`.
+
+    Args:
+        files: called with the constants of the column's expression by name; returns paths.
+
+    >>> @loads(lambda model='small': [f'{model}.safetensors'])
+    ... def embed(text, model='small'): ...
+    >>> embed.loads_files(model='large')
+    ['large.safetensors']
+    """
+
+    def mark(function: Any) -> Any:
+        function.loads_files = files
+        return function
+
+    return mark
+
+
+def fingerprint(
+    function: Any, *, constants: Mapping[str, Any] | None = None, count_packages: Iterable[str] = ()
+) -> Fingerprint:
+    """The fingerprint of a function, without running it.
+
+    Args:
+        function: a Python function, or a Pixeltable function over one.
+        constants: arguments that are the same for all cells, by name; what `loads` is called with.
+        count_packages: packages whose version counts; the others' are recorded only.
+
+    Returns:
+        The fingerprint.
+
+    >>> fingerprint(loads).digest == fingerprint(loads).digest
+    True
+    """
+    walk = _Walk()
+    walk.object(function, _name(function))
+    walk.files(function, dict(constants or {}))
+    counted = {f'package {name}': walk.packages[name] for name in count_packages if name in walk.packages}
+    parts = dict(sorted({**walk.parts, **counted}.items()))
+    return Fingerprint(
+        digest=_digest(parts),
+        parts=parts,
+        packages=dict(sorted(walk.packages.items())),
+        excluded=tuple(sorted(walk.excluded)),
+        unresolved=tuple(sorted(walk.unresolved)),
+    )
+
+
+class _Walk:
+    """One walk over everything that a function reaches."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, str] = {}
+        self.packages: dict[str, str] = {}
+        self.excluded: set[str] = set()
+        self.unresolved: set[str] = set()
+        self.seen: dict[int, Any] = {}  # objects by id; held, so that no id is given twice
+
+    def object(self, value: Any, name: str, *, made: str | None = None) -> None:
+        """Follow one object.
+
+        Args:
+            value: the object.
+            name: how the code calls it, for messages.
+            made: normal form of the statement that makes it, for a module-level name.
+        """
+        if id(value) in self.seen and not isinstance(value, _PLAIN):
+            return
+        self.seen[id(value)] = value
+        inner = _wrapped(value)
+        if inner:
+            for each in inner:
+                self.object(each, name)
+        elif isinstance(value, types.ModuleType):
+            self.module(value, name)
+        elif isinstance(value, types.FunctionType):
+            self.function(value)
+        elif isinstance(value, (types.BuiltinFunctionType, types.MethodDescriptorType, np.ufunc)):
+            self.package(getattr(value, '__module__', None) or 'builtins', name)
+        elif isinstance(value, types.MethodType):
+            self.object(value.__func__, name)
+            self.object(value.__self__, name)
+        elif isinstance(value, functools.partial):
+            for each in (value.func, value.args, tuple(sorted(value.keywords.items()))):
+                self.object(each, name)
+        elif isinstance(value, type):
+            self.type(value)
+        else:
+            self.value(value, name, made)
+
+    def value(self, value: Any, name: str, made: str | None) -> None:
+        """A constant, or an object that only its making can be told of."""
+        text = self.constant(value, name)
+        if text is not None:
+            self.note(f'constant {name}', text)
+            return
+        if isinstance(value, (dict, list, set, bytearray, np.ndarray)) or not _is_project(type(value).__module__):
+            self.package(type(value).__module__, name)
+        else:
+            self.type(type(value))
+        self.excluded.add(name)
+        if made is not None:
+            self.note(f'making of {name}', made)
+
+    def constant(self, value: Any, name: str) -> str | None:
+        """An immutable value as text; None for any other."""
+        if isinstance(value, enum.Enum):
+            self.type(type(value))
+            return f'{type(value).__qualname__}.{value.name}'
+        if type(value) in _PLAIN:
+            return f'{type(value).__name__}:{value!r}'
+        if isinstance(value, (tuple, frozenset)):
+            items = [self._item(item, name) for item in value]
+            if any(item is None for item in items):
+                return None
+            return f'{type(value).__name__}({",".join(sorted(items) if isinstance(value, frozenset) else items)})'  # type: ignore[arg-type]
+        if isinstance(value, re.Pattern):
+            return f're:{value.pattern!r}:{value.flags}'
+        if isinstance(value, _BY_REPR):
+            return f'{type(value).__name__}:{value!r}'
+        if is_dataclass(value) and not isinstance(value, type) and value.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+            self.type(type(value))
+            held = [(field.name, self._item(getattr(value, field.name), name)) for field in fields(value)]
+            return None if any(item is None for _, item in held) else f'{type(value).__qualname__}{held}'
+        return None
+
+    def _item(self, value: Any, name: str) -> str | None:
+        if callable(value) or isinstance(value, types.ModuleType):
+            self.object(value, name)
+            return f'object {_name(value)}'
+        return self.constant(value, name)
+
+    def function(self, function: types.FunctionType) -> None:
+        """The code of a project function and all it uses; the version of the package of any other."""
+        # What `functools.wraps` copies is the name of the function inside; where the code is, only the globals tell.
+        where, name = str(function.__globals__.get('__name__')), _name(function)
+        captured = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+        if not _is_project(where):
+            self.package(where, name)
+            held = [_content(cell) for cell in captured.values()]
+            for inner in (getattr(function, '__wrapped__', None), *held):  # a package's decorator over project code
+                if isinstance(inner, types.FunctionType) and _is_project(inner.__globals__.get('__name__')):
+                    self.object(inner, name)
+            return
+        pinned = function.__globals__.get(STANDS_FOR_CODE)
+        for variable, cell in captured.items():
+            self.object(_content(cell), f'{name}.{variable}')
+        for position, default in enumerate(function.__defaults__ or ()):
+            self.object(default, f'{name} default {position}')
+        for keyword, default in (function.__kwdefaults__ or {}).items():
+            self.object(default, f'{name} default {keyword}')
+        if pinned is not None:
+            self.note(f'code of {where}', f'stands for itself: {pinned!r}')
+            return
+        node = definition(function.__code__)
+        if node is None:
+            self.note(f'code of {name}', _bytecode(function.__code__))
+            self.unresolved.add(f'the source of {name} is not what runs: restart after an edit; its bytecode counts')
+        else:
+            self.note(f'code of {name}', normal_form(node))
+            self.imports(node, function.__globals__.get('__package__') or '', name)
+            self.dynamic(node, name)
+        chains = _chains(node) if node is not None else {}
+        for used in sorted(_globals_of(function.__code__)):
+            self.name(used, function.__globals__, chains.get(used, {()}), name)
+
+    def name(self, used: str, scope: Mapping[str, Any], chains: Iterable[tuple[str, ...]], user: str) -> None:
+        """A global name, and what is reached through it: `np.log`, `helpers.clean`."""
+        if used not in scope:
+            if not hasattr(builtins, used):
+                self.unresolved.add(f'{used} in {user}')
+            return
+        for chain in sorted(chains):
+            value, name, owner = scope[used], f'{scope.get("__name__")}.{used}', scope
+            for attribute in chain:
+                if not isinstance(value, types.ModuleType) or not _is_project(value.__name__):
+                    break
+                if not hasattr(value, attribute):
+                    self.unresolved.add(f'{value.__name__}.{attribute} in {user}')
+                    break
+                owner, name = vars(value), f'{value.__name__}.{attribute}'
+                value = getattr(value, attribute)
+            if isinstance(value, types.ModuleType) and _is_project(value.__name__) and value is not scope.get(used):
+                self.module(value, name)
+            elif isinstance(value, types.ModuleType) and not _is_project(value.__name__):
+                self.package(value.__name__, name)
+            elif not isinstance(value, types.ModuleType):
+                self.object(value, name, made=_making(owner, name.rpartition('.')[2]))
+
+    def type(self, cls: type) -> None:
+        """A project class: its bases, methods and class attributes."""
+        if id(cls) in self.seen and f'class {_name(cls)}' in self.parts:
+            return
+        self.seen[id(cls)] = cls
+        if not _is_project(cls.__module__):
+            self.package(cls.__module__, _name(cls))
+            return
+        self.note(f'class {_name(cls)}', ','.join(_name(base) for base in cls.__bases__))
+        for base in cls.__bases__:
+            self.type(base)
+        if is_dataclass(cls):
+            listed = [(field.name, field.init, field.repr, field.compare) for field in fields(cls)]
+            self.note(f'fields of {_name(cls)}', repr(listed))
+        for attribute, value in vars(cls).items():
+            name = f'{_name(cls)}.{attribute}'
+            if isinstance(value, property):
+                for part in (value.fget, value.fset):
+                    if part is not None:
+                        self.object(part, name)
+            elif isinstance(value, (staticmethod, classmethod)):
+                self.object(value.__func__, name)
+            elif isinstance(value, functools.cached_property):
+                self.object(value.func, name)
+            elif isinstance(value, types.FunctionType):
+                # A dataclass writes methods of its own, which are in no file; its fields are above.
+                if not is_dataclass(cls) or value.__code__.co_filename == getattr(
+                    sys.modules.get(cls.__module__), '__file__', ''
+                ):
+                    self.object(value, name)
+            elif not attribute.startswith('__') and type(value) in (*_PLAIN, tuple, frozenset):
+                self.object(value, name)
+
+    def imports(self, node: ast.AST, package: str, user: str) -> None:
+        """Imports inside a function body."""
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.Import):
+                for alias in inner.names:
+                    self.imported(alias.name, None, user)
+            elif isinstance(inner, ast.ImportFrom):
+                module = importlib.util.resolve_name('.' * inner.level + (inner.module or ''), package)
+                for alias in inner.names:
+                    self.imported(module, alias.name, user)
+
+    def imported(self, module: str, attribute: str | None, user: str) -> None:
+        """A module that a function imports when it runs; one of the project counts as a whole, read from its file."""
+        if not _is_project(module):
+            self.package(module, user)
+            return
+        loaded = sys.modules.get(module)
+        if loaded is not None and attribute is not None and hasattr(loaded, attribute):
+            name = f'{module}.{attribute}'
+            self.object(getattr(loaded, attribute), name, made=_making(vars(loaded), attribute))
+        elif attribute is not None and _file_of(f'{module}.{attribute}') is not None:
+            self.whole(f'{module}.{attribute}', user)
+        else:
+            self.whole(module, user)
+
+    def module(self, module: types.ModuleType, name: str) -> None:
+        """A module that is handed around as an object."""
+        if _is_project(module.__name__):
+            self.whole(module.__name__, name)
+        else:
+            self.package(module.__name__, name)
+
+    def whole(self, module: str, user: str) -> None:
+        """All the code of a project module, from its file, and of the project modules it imports."""
+        label = f'code of {module}'
+        if label in self.parts:
+            return
+        file = _file_of(module)
+        if file is None:
+            self.unresolved.add(f'module {module} in {user}')
+            return
+        try:
+            tree, _ = parsed(file)
+        except (OSError, SyntaxError) as error:
+            self.unresolved.add(f'module {module} in {user} ({error})')
+            return
+        pinned = [
+            statement.value for statement in tree.body
+            if isinstance(statement, ast.Assign) and any(
+                isinstance(target, ast.Name) and target.id == STANDS_FOR_CODE for target in statement.targets
+            )
+        ]  # fmt: skip
+        self.note(label, normal_form(pinned[0]) if pinned else normal_form(tree))
+        if not pinned:
+            self.imports(tree, module.rpartition('.')[0], module)
+            self.dynamic(tree, module)
+
+    def dynamic(self, node: ast.AST, user: str) -> None:
+        """Calls that only running would resolve."""
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.Call):
+                called = inner.func.id if isinstance(inner.func, ast.Name) else getattr(inner.func, 'attr', '')
+                constant = len(inner.args) > 1 and isinstance(inner.args[1], ast.Constant)
+                if (isinstance(inner.func, ast.Name) and called in _DYNAMIC) or called == 'import_module':
+                    self.unresolved.add(f'{called}(...) in {user}')
+                elif isinstance(inner.func, ast.Name) and called == 'getattr' and not constant:
+                    self.unresolved.add(f'getattr(...) in {user}')
+
+    def files(self, function: Any, constants: dict[str, Any]) -> None:
+        """The contents of the files that a function says it loads."""
+        for each in (function, *_wrapped(function)):
+            if hasattr(each, 'loads_files'):
+                self.read(each, constants)
+
+    def read(self, function: Any, constants: dict[str, Any]) -> None:
+        """The contents of the files that `loads` names."""
+        for file in function.loads_files(**constants):
+            path = Path(file)
+            try:
+                with path.open('rb') as opened:
+                    digest = hashlib.file_digest(opened, 'blake2b').hexdigest()[:32]
+            except OSError as error:
+                self.unresolved.add(f'file {path} of {_name(function)} ({error.strerror})')
+                continue
+            self.note(f'file {path.name}', digest)
+
+    def package(self, module: str, user: str) -> None:
+        """Record the version of the package that a module belongs to."""
+        top = module.partition('.')[0]
+        if top in sys.stdlib_module_names or top == 'builtins':
+            return
+        for distribution in _distributions().get(top, ()):
+            self.packages.setdefault(distribution, importlib.metadata.version(distribution))
+            return
+        self.unresolved.add(f'package {top} in {user}')
+
+    def note(self, label: str, text: str) -> None:
+        """Keep the digest of a part; two with one name both count."""
+        digest = _digest(text)
+        known = self.parts.get(label)
+        self.parts[label] = digest if known in (None, digest) else _digest(sorted((str(known), digest)))
+
+
+def _digest(content: object) -> str:
+    return hashlib.blake2b(repr(content).encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()
+
+
+def _name(value: Any) -> str:
+    value = (*_wrapped(value), value)[0]
+    if isinstance(value, types.FunctionType):
+        return f'{value.__globals__.get("__name__")}.{value.__code__.co_qualname}'
+    return f'{getattr(value, "__module__", None)}.{getattr(value, "__qualname__", type(value).__qualname__)}'
+
+
+def _wrapped(value: Any) -> tuple[Any, ...]:
+    """What is inside a Pixeltable function or a cache; nothing for anything else."""
+    if isinstance(value, functools._lru_cache_wrapper):
+        return (value.__wrapped__,)
+    if not type(value).__module__.startswith('pixeltable.func.'):
+        return ()
+    held = [getattr(value, name, None) for name in ('py_fns', 'agg_classes', 'decorated_callable')]
+    return tuple(inner for each in held if each for inner in (each if isinstance(each, list) else [each]))
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
+
+
+def _is_project(module: str | None) -> bool:
+    """Whether a module's code is followed: of the project, and of mmpipe itself."""
+    if not module:
+        return False
+    top = module.partition('.')[0]
+    if top in OWN or top == '__main__':
+        return True
+    return _top_is_project(top)
+
+
+@functools.cache
+def _top_is_project(top: str) -> bool:
+    if top in sys.stdlib_module_names or top in sys.builtin_module_names:
+        return False
+    loaded = sys.modules.get(top)
+    spec = getattr(loaded, '__spec__', None) or importlib.util.find_spec(top)
+    if spec is None:
+        return False
+    places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
+    installed = [*site.getsitepackages(), site.getusersitepackages(), *sysconfig.get_paths().values()]
+    installed = [str(Path(folder).resolve()) for folder in installed if 'lib' in Path(folder).parts[1:]]
+    return not any(str(Path(place).resolve()).startswith(folder + '/') for place in places for folder in installed)
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()
+
+
+def _file_of(module: str) -> str | None:
+    """The file of a module, found without importing it."""
+    loaded = sys.modules.get(module)
+    if loaded is not None:
+        return getattr(loaded, '__file__', None)
+    parent, _, last = module.rpartition('.')
+    if not parent:
+        spec = importlib.util.find_spec(module)
+        return spec.origin if spec is not None else None
+    holder = sys.modules.get(parent)
+    if holder is not None:
+        folders = [Path(folder) for folder in getattr(holder, '__path__', ())]
+    else:
+        above = _file_of(parent)
+        folders = [Path(above).parent] if above is not None else []
+    for folder in folders:
+        for candidate in (folder / f'{last}.py', folder / last / '__init__.py'):
+            if candidate.is_file():
+                return str(candidate)
+    return None
+
+
+def _globals_of(code: types.CodeType) -> set[str]:
+    """Global names that a function reads, those of functions inside it included."""
+    found = {str(step.argval) for step in dis.get_instructions(code) if step.opname in ('LOAD_GLOBAL', 'LOAD_NAME')}
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            found |= _globals_of(constant)
+    return found
+
+
+def _chains(node: ast.AST) -> dict[str, set[tuple[str, ...]]]:
+    """For each name, the attributes that are read from it: {'np': {('log',)}, 'x': {()}}."""
+    found: dict[str, set[tuple[str, ...]]] = {}
+    inner: set[int] = set()
+    for each in ast.walk(node):  # outer attributes come before what they hold
+        if id(each) in inner:
+            continue
+        chain: list[str] = []
+        at: ast.AST = each
+        while isinstance(at, ast.Attribute):
+            chain.append(at.attr)
+            at = at.value
+            inner.add(id(at))
+        if isinstance(at, ast.Name):
+            found.setdefault(at.id, set()).add(tuple(reversed(chain)))
+    return found
+
+
+def _making(scope: Mapping[str, Any], name: str) -> str | None:
+    """Normal form of the module-level statements that bind a name."""
+    file = scope.get('__file__')
+    if not file:
+        return None
+    try:
+        tree, _ = parsed(file)
+    except (OSError, SyntaxError):
+        return None
+    return ';'.join(normal_form(statement) for statement in tree.body if name in set(_bound(statement))) or None
+
+
+def _bound(statement: ast.stmt) -> Iterator[str]:
+    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, 'target', None)]
+    for target in targets:
+        for node in ast.walk(target) if target is not None else ():
+            if isinstance(node, ast.Name):
+                yield node.id
+
+
+def _bytecode(code: types.CodeType) -> str:
+    """What a function does where its source cannot be had; another version of Python gives another one."""
+    steps = [f'{step.opname} {"" if isinstance(step.argval, types.CodeType) else step.argrepr}'
+             for step in dis.get_instructions(code)]  # fmt: skip
+    inner = [_bytecode(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return f'{sys.version_info[:2]} {steps} {inner}'
