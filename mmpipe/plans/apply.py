@@ -107,8 +107,7 @@ def _column(pxt: Any, planned: Plan, change: Change, failing: dict[str, set[str]
     model = (declared_models(planned.tables) or {})[change.table.rsplit('/', 1)[-1]]
     table = pxt.get_table(change.table)
     columns = carry_out_column(table, model, change.name, 'alter' if change.action == 'alter' else 'add')
-    for name in columns or ():
-        owner, _, column = name.partition('.')
-        path = next(path_of(each) for each in (table, *views_of(table)) if path_of(each).rsplit('/', 1)[-1] == owner)
-        failing.setdefault(path, set()).add(column)
+    paths = {path_of(each).rsplit('/', 1)[-1]: path_of(each) for each in (table, *views_of(table))} if columns else {}
+    for owner, _, column in (name.partition('.') for name in columns or ()):
+        failing.setdefault(paths.get(owner, change.table), set()).add(column)
     return columns is not None
