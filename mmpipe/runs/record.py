@@ -4,6 +4,7 @@
         run.json           what, from which snapshot, by which factory, with what result
         metrics.jsonl      one JSON object per line, in order of steps
         train_rows.npy     sorted uint64 key hashes of the training rows
+        lock               held by the process that trains it, as long as it lives
         checkpoints/<step>/  model.safetensors, optimizer.safetensors, state.json
 
 Both sides of the wall read runs, so this package needs neither torch nor Pixeltable.
