@@ -72,3 +72,21 @@ def test_the_story_runs_as_it_stands_in_the_readme(shop: Path, capsys: pytest.Ca
     assert set(again['ingest']['computed'].values()) == {0}
     assert again['snapshot']['written'] == 0
     assert command('mmpipe train shop --continue', capsys)[1]['parent']['run'] == 'shop/0001'
+
+
+def test_the_tree_names_every_file_with_a_phrase() -> None:
+    tree = re.search(r'## Files\n\n```\n(.*?)\n```', README, re.DOTALL)
+    assert tree is not None
+    named, folders = set(), ['']
+    for line in tree[1].splitlines():
+        found = re.fullmatch(r'( *)(\S+?)(?: {2,}| )(.*)', line) or re.fullmatch(r'( *)(\S+)()', line)
+        assert found is not None, line
+        depth, name = len(found[1]) // 2, found[2]
+        assert found[3] or name == 'mmpipe/', line
+        folders = [*folders[: depth + 1], folders[depth] + name]
+        if not name.endswith('/'):
+            named.add(folders[depth] + name)
+    code = {path for pattern in ('mmpipe/**/*.py', 'pipelines/*/*.py', 'examples/*.py', 'benchmarks/*.py')
+            for path in ROOT.glob(pattern) if path.name != '__init__.py'}  # fmt: skip
+    others = {'docs/design.md', '.ci/run'}
+    assert named == {path.relative_to(ROOT).as_posix() for path in code} | others
