@@ -96,8 +96,10 @@ def _carry_out(pxt: Any, planned: Plan, allow_destructive: bool) -> Iterator[str
         pending = left
     planned.tables.update_all(planned.directory, allow_destructive=allow_destructive)
     for change in planned.changes:
-        if change.action in ('create', 'recreate'):  # a view is filled as it is made
-            failing[change.table] = set(computed_columns(pxt.get_table(change.table)))
+        if change.action in ('create', 'recreate'):
+            made = pxt.get_table(change.table)
+            if made.get_base_table() is not None:  # a view is filled as it is made
+                failing[change.table] = set(computed_columns(made))
     for path, columns in failing.items():
         yield from failed_cells(pxt.get_table(path), sorted(columns))
 

@@ -14,7 +14,9 @@ from mmpipe.errors import DestructiveError, PlanError, SchemaError
 from mmpipe.functions import counts, reset
 
 
-def declare(*, function=None, extra=False, words=pieces, minimum=0, plain=('text',), views=True, unlucky=False):
+def declare(
+    *, function=None, extra=False, words=pieces, minimum=0, plain=('text',), views=True, unlucky=False, weigh=tripled
+):
     """Versions of one schema: another function, another column, another iterator, another filter."""
     Tables = pxt.model_base()
     if 'text' in plain:
@@ -42,7 +44,7 @@ def declare(*, function=None, extra=False, words=pieces, minimum=0, plain=('text
     if views:
 
         class Big(Tables, name='big', base=Items.where(Items.x > minimum)):
-            w = tripled(Items.x)
+            w = weigh(Items.x)
 
         class Bigger(Tables, name='bigger', base=Big.where(Big.x > 100)):
             pass
@@ -140,6 +142,14 @@ def test_a_cell_that_an_added_or_altered_function_cannot_compute_stops_nothing_a
     assert not mm.plan(declare(function=doubled, unlucky=True), filled).pending
     table.where(table.x == 13).update({'x': 14})
     assert values(filled, 'v') == [6, 12, 18, 84, 780]
+
+
+def test_a_view_made_over_a_row_that_it_cannot_compute_is_there_and_tells_it(directory):
+    mm.apply(mm.plan(declare(views=False), directory))
+    pxt.get_table(f'{directory}/items').insert([{'key': 'bad', 'x': 13}, {'key': 'good', 'x': 1}])
+    (message,) = mm.apply(mm.plan(declare(weigh=doubled), directory)).failed
+    assert f"{directory}/big.w: 1 cells are null, since their function raised: row 'bad': ValueError: 13" in message
+    assert pxt.get_table(f'{directory}/big').count() == 2
 
 
 def test_rows_that_come_between_plan_and_apply_are_altered_too(filled):
