@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+# Stands for the code of this module in fingerprints: raise it when what is computed with its help changes.
+__fingerprint__ = 1
+
 
 def cores() -> int:
     """Cores this process may use, which can be fewer than the machine has: `taskset` and a container's CPU set count.

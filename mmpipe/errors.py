@@ -27,6 +27,9 @@ from __future__ import annotations
 
 import importlib.util
 
+# Stands for the code of this module in fingerprints: raise it when what is computed with its help changes.
+__fingerprint__ = 1
+
 
 class MmpipeError(Exception):
     """Base of every error raised on purpose; the command line prints these in one line.

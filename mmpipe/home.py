@@ -9,6 +9,9 @@ from pathlib import Path
 
 from mmpipe.errors import ConfigError
 
+# Stands for the code of this module in fingerprints: raise it when what is computed with its help changes.
+__fingerprint__ = 1
+
 HOME_VARIABLE = 'MMPIPE_HOME'
 
 

@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 
+from mmpipe.errors import MmpipeError
 from mmpipe.fingerprints.normal_form import definition, normal_form, parsed
 
 OWN = frozenset({'mmpipe', 'pipelines'})  # followed as project code, wherever they are installed
@@ -228,15 +229,13 @@ class _Walk:
                 if isinstance(inner, types.FunctionType) and _is_project(inner.__globals__.get('__name__')):
                     self.object(inner, name)
             return
-        pinned = function.__globals__.get(STANDS_FOR_CODE)
         for variable, cell in captured.items():
             self.object(_content(cell), f'{name}.{variable}')
         for position, default in enumerate(function.__defaults__ or ()):
             self.object(default, f'{name} default {position}')
         for keyword, default in (function.__kwdefaults__ or {}).items():
             self.object(default, f'{name} default {keyword}')
-        if pinned is not None:
-            self.note(f'code of {where}', f'stands for itself: {pinned!r}')
+        if self.pinned(where, function.__globals__):
             return
         node = definition(function.__code__)
         if node is None:
@@ -249,6 +248,13 @@ class _Walk:
         chains = _chains(node) if node is not None else {}
         for used in sorted(_globals_of(function.__code__)):
             self.name(used, function.__globals__, chains.get(used, {()}), name)
+
+    def pinned(self, module: str, scope: Mapping[str, Any]) -> bool:
+        """Whether a constant stands for the code of a module; it is noted then."""
+        if STANDS_FOR_CODE not in scope:
+            return False
+        self.note(f'code of {module}', f'stands for itself: {scope[STANDS_FOR_CODE]!r}')
+        return True
 
     def name(self, used: str, scope: Mapping[str, Any], chains: Iterable[tuple[str, ...]], user: str) -> None:
         """A global name, and what is reached through it: `np.log`, `helpers.clean`."""
@@ -280,6 +286,8 @@ class _Walk:
         self.seen[id(cls)] = cls
         if not _is_project(cls.__module__):
             self.package(cls.__module__, _name(cls))
+            return
+        if self.pinned(cls.__module__, vars(sys.modules.get(cls.__module__, cls))):
             return
         self.note(f'class {_name(cls)}', ','.join(_name(base) for base in cls.__bases__))
         for base in cls.__bases__:
@@ -382,7 +390,12 @@ class _Walk:
 
     def read(self, function: Any, constants: dict[str, Any]) -> None:
         """The contents of the files that `loads` names."""
-        for file in function.loads_files(**constants):
+        try:
+            files = list(function.loads_files(**constants))
+        except MmpipeError as error:
+            self.unresolved.add(f'files of {_name(function)} ({error})')
+            return
+        for file in files:
             path = Path(file)
             try:
                 with path.open('rb') as opened:

@@ -14,6 +14,9 @@ from typing import Any, TypeVar
 
 from mmpipe.functions.parallel import in_pool, in_turn
 
+# Stands for the code of this module in fingerprints: raise it when what is computed with its help changes.
+__fingerprint__ = 1
+
 T = TypeVar('T')
 U = TypeVar('U')
 

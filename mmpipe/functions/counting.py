@@ -16,6 +16,9 @@ from typing import Any, TypeVar
 
 from pixeltable.func import Batch
 
+# Stands for the code of this module in fingerprints: raise it when what is computed with its help changes.
+__fingerprint__ = 1
+
 F = TypeVar('F', bound=Callable[..., Any])
 
 _counts: Counter[str] = Counter()

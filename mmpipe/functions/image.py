@@ -11,6 +11,7 @@ import pixeltable as pxt
 import pixeltable.type_system as ts
 
 from mmpipe.errors import BadInputError, ConfigError
+from mmpipe.fingerprints import loads
 from mmpipe.functions import models
 from mmpipe.functions.batching import in_batches
 from mmpipe.functions.counting import counted
@@ -63,6 +64,7 @@ def _(size: int, fit: str) -> ts.ColumnType:
 
 @pxt.udf
 @counted
+@loads(models.image_files)
 async def embed_image(
     image: pxt.Image, *, model: str = models.DEFAULT_IMAGE_MODEL, size: int = 160, fit: str = 'crop'
 ) -> pxt.Array[(None,), np.float32]:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -99,6 +100,25 @@ def text_model(name: str = DEFAULT_TEXT_MODEL) -> TextModel:
     (32000, 256)
     """
     return _once(f'text:{name}', lambda: _load_text_model(name))
+
+
+def image_files(model: str = DEFAULT_IMAGE_MODEL, **_: Any) -> list[Path]:
+    """Files that `image_model` reads; none for a model that timm downloads, which its name has to stand for.
+
+    >>> [file.suffix for file in image_files()], image_files('resnet18')
+    (['.pth'], [])
+    """
+    return [weights.path(model)] if weights.packaged(model) else []
+
+
+def text_files(model: str = DEFAULT_TEXT_MODEL, **_: Any) -> list[Path]:
+    """Files that `text_model` reads: the table of vectors, the tokenizer.
+
+    >>> [file.suffix for file in text_files()]
+    ['.safetensors', '.json']
+    """
+    tokenizer = 'tokenizers/l2_supercat_tokenizer_config.json'
+    return [weights.path(model), weights.package_file('text', model, tokenizer, why=f"the text model '{model}'")]
 
 
 def embed_images(name: str, images: Sequence[np.ndarray]) -> np.ndarray:
@@ -225,11 +245,9 @@ def _load_text_model(name: str) -> TextModel:
     from safetensors.numpy import load_file
 
     # Its own loader looks for the tokenizer in a folder the wheel does not have and then downloads: read the files.
-    table = load_file(weights.path(name))['embedding.weight']
-    file = weights.package_file(
-        'text', 'wordllama', 'tokenizers/l2_supercat_tokenizer_config.json', why=f"the text model '{name}'"
-    )
-    tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    table_file, tokenizer_file = text_files(name)
+    table = load_file(table_file)['embedding.weight']
+    tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer_file))
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return TextModel(name=name, tokenizer=tokenizer, table=table)

@@ -17,6 +17,9 @@ from typing import TypeVar
 
 from mmpipe.cores import cores
 
+# Stands for the code of this module in fingerprints: raise it when what is computed with its help changes.
+__fingerprint__ = 1
+
 U = TypeVar('U')
 
 

@@ -8,6 +8,7 @@ import pixeltable.type_system as ts
 from pixeltable.func import Batch
 
 from mmpipe.errors import ModelError
+from mmpipe.fingerprints import loads
 from mmpipe.functions import models
 from mmpipe.functions.batching import BATCH
 from mmpipe.functions.counting import counted
@@ -17,6 +18,7 @@ from mmpipe.functions.types import array_type
 
 @pxt.udf(batch_size=BATCH)
 @counted
+@loads(models.text_files)
 async def embed_text(
     text: Batch[str], *, model: str = models.DEFAULT_TEXT_MODEL
 ) -> Batch[pxt.Array[(None,), np.float32]]:
@@ -46,6 +48,7 @@ async def embed_text(
 
 @pxt.udf(batch_size=BATCH)
 @counted
+@loads(models.text_files)
 async def embed_passage(
     text: Batch[str], *, model: str = models.DEFAULT_TEXT_MODEL
 ) -> Batch[pxt.Array[(None,), np.float32]]:

@@ -8,6 +8,7 @@ import pixeltable.type_system as ts
 from pixeltable import exprs
 
 from mmpipe.errors import FieldError
+from mmpipe.fingerprints import loads
 from mmpipe.functions import models
 from mmpipe.functions.counting import counted
 from mmpipe.functions.image import image_vector, vector_type
@@ -15,6 +16,7 @@ from mmpipe.functions.image import image_vector, vector_type
 
 @pxt.udf
 @counted
+@loads(models.image_files)
 async def embed_frame(
     frame: pxt.Image, *, model: str = models.DEFAULT_IMAGE_MODEL, size: int = 160, fit: str = 'crop'
 ) -> pxt.Array[(None,), np.float32]:
