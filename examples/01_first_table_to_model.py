@@ -34,11 +34,11 @@ def about(photo: Path) -> dict[str, Any]:
     return {name: row[name] or None for name in ('group', 'caption', 'category')}
 
 
-def build_model(classes: int) -> mm.MultitaskModel:
+def build_model(categories: list[str]) -> mm.MultitaskModel:
     """An encoder per input, a head per task. At the top of a file, so that a run can find it again."""
     return mm.MultitaskModel(
         encoders={'photo': mm.encoders.image(32, width=8), 'caption_vector': mm.encoders.vector(256, 64)},
-        tasks=[mm.classification('category', classes)],
+        tasks=[mm.classification('category', categories)],
         hidden=64,
     )
 
@@ -86,7 +86,8 @@ def main(home: Path, quick: bool) -> None:
     train = mm.DataLoader(snapshot.split('train'), batch_size=32, shuffle=True, transforms=augmented)
     val = mm.DataLoader(snapshot.split('val'), batch_size=256, transforms=plain)
     trainer = mm.Trainer(epochs=3 if quick else 20, evaluate_every=20, runs=home / 'runs')
-    run = trainer.fit(build_model, train, val, args={'classes': len(snapshot.fields['category'].vocabulary or ())})
+    categories = list(snapshot.fields['category'].vocabulary or ())
+    run = trainer.fit(build_model, train, val, args={'categories': categories})
     print(f'run {run.id}, on snapshot {run.snapshot["id"]}: {run.metrics["category"]}')
 
 

@@ -32,6 +32,9 @@ _WHERE: dict[str, str | None] = {
     'SnapshotReport': 'mmpipe.snapshots',
     'status': 'mmpipe.overview',
     # shared
+    'Fingerprint': 'mmpipe.fingerprints',
+    'fingerprint': 'mmpipe.fingerprints',
+    'loads': 'mmpipe.fingerprints',
     'Snapshot': 'mmpipe.shards',
     'Rows': 'mmpipe.shards',
     'open_snapshot': 'mmpipe.shards',
@@ -68,6 +71,9 @@ if TYPE_CHECKING:
     from mmpipe.data import epoch_order as epoch_order
     from mmpipe.data import transforms as transforms
     from mmpipe.errors import MmpipeError as MmpipeError
+    from mmpipe.fingerprints import Fingerprint as Fingerprint
+    from mmpipe.fingerprints import fingerprint as fingerprint
+    from mmpipe.fingerprints import loads as loads
     from mmpipe.models import BareModel as BareModel
     from mmpipe.models import MultitaskModel as MultitaskModel
     from mmpipe.models import encoders as encoders

@@ -117,8 +117,8 @@ def apply(
             agreed = typer.confirm('Stored values will be lost. Go on?', err=True)
         show = StageProgress()
         with show.stage('apply'):
-            apply_plan(made, allow_destructive=agreed)
-        return made.to_json(), 'applied' if made.changes else 'nothing to apply'
+            done = apply_plan(made, allow_destructive=agreed)
+        return done.to_json(), '\n'.join(['applied' if done.changes else 'nothing to apply', *done.failed])
 
     _print(run, as_json)
 

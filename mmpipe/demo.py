@@ -128,7 +128,8 @@ def _part(
     with show.stage('apply'):
         if planned.pending:
             show.say(str(planned))
-        apply(planned)
+        for message in apply(planned).failed:
+            show.say(message)
     written = 0
     with show.stage('ingest'):
         for folder, manifest, step in folders:

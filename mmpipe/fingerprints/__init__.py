@@ -1,5 +1,5 @@
 """What decides the values that a function computes: its code, what that reaches, its constants and weights."""
 
-from mmpipe.fingerprints.reach import Fingerprint, fingerprint, loads
+from mmpipe.fingerprints.fingerprint import Fingerprint, fingerprint, loads
 
 __all__ = ['Fingerprint', 'fingerprint', 'loads']

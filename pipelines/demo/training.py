@@ -53,7 +53,7 @@ def loader(rows: Rows, *, train: bool, seed: int = 0) -> mm.DataLoader:
 
 
 def fit(
-    train_rows: Rows, val_rows: Rows, *, epochs: int = EPOCHS, lr: float = 2e-3, seed: int = 0, name: str = 'demo',
+    train_rows: Rows, val_rows: Rows, *, epochs: int = EPOCHS, lr: float = 2e-3, seed: int = 0, name: str | None = None,
     runs: str | Path | None = None, continue_from: Run | None = None, progress: Callable[..., Any] | None = None,
 ) -> Run:  # fmt: skip
     """Train on some rows and evaluate on others; a run of the same settings that was stopped goes on."""

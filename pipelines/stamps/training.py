@@ -79,7 +79,6 @@ def train(
         loader(snapshot.split('train'), train=True, seed=seed),
         loader(snapshot.split('val'), train=False) if 'val' in snapshot.splits else None,
         args={task: list(snapshot.fields[task].vocabulary or ()) for task in TASKS},
-        name='stamps',
         continue_from=continue_from,
         resume='auto',
     )

@@ -1,11 +1,4 @@
-"""A fingerprint of what a function computes: its code, the project code and constants it reaches, and its weights.
-
-    function ─► normal form of its code ─► names it uses ─► functions, classes, constants of the project: the same again
-             ─► closure, defaults                        ─► packages: their versions
-             ─► files it says it loads: their digests    ─► mutable globals: where they are made, not what they hold
-
-Nothing is run but imports that the function's module has done already. What cannot be followed is listed, not guessed.
-"""
+"""Everything that a function reaches: followed object by object, and noted as parts with digests."""
 
 from __future__ import annotations
 
@@ -21,22 +14,21 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import re
-import site
 import sys
-import sysconfig
 import types
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
 from mmpipe.errors import MmpipeError
+from mmpipe.fingerprints.names import chains_of, globals_of, making
 from mmpipe.fingerprints.normal_form import definition, normal_form, parsed
+from mmpipe.fingerprints.places import distributions, file_of, is_project
 
-OWN = frozenset({'mmpipe', 'pipelines'})  # followed as project code, wherever they are installed
 STANDS_FOR_CODE = '__fingerprint__'
 """A module-level constant that stands for the code of its module: raise it when what the code computes changes."""
 
@@ -48,92 +40,7 @@ _BY_REPR = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fingerprint:
-    """What decides the values that a function computes.
-
-    Args:
-        digest: 32 hex digits; equal while everything below but `packages` (unless counted) and the lists is equal.
-        parts: digest of each piece of code, constant and file, by name: two of these say what changed.
-        packages: version of each package whose code is called.
-        excluded: mutable globals; where they are made counts, what they hold does not.
-        unresolved: what could not be followed, and where.
-    """
-
-    digest: str
-    parts: Mapping[str, str]
-    packages: Mapping[str, str]
-    excluded: tuple[str, ...] = ()
-    unresolved: tuple[str, ...] = ()
-
-    def changes(self, older: Mapping[str, str]) -> list[str]:
-        """What differs from the parts of an older fingerprint, in words.
-
-        >>> new = Fingerprint(digest='', parts={'code of a.f': '1', 'constant a.X': '2'}, packages={})
-        >>> new.changes({'code of a.f': '0', 'code of a.g': '3'})
-        ['code of a.f changed', 'code of a.g is no longer used', 'constant a.X is new']
-        """
-        words = []
-        for name in sorted({*self.parts, *older}):
-            if name not in older:
-                words.append(f'{name} is new')
-            elif name not in self.parts:
-                words.append(f'{name} is no longer used')
-            elif self.parts[name] != older[name]:
-                words.append(f'{name} changed')
-        return words
-
-
-def loads(files: Callable[..., Iterable[str | Path]]) -> Callable[[Any], Any]:
-    """Say which files a function loads, so that their contents count: goes below `@pxt.udf`.
-
-    Args:
-        files: called with the constants of the column's expression by name; returns paths.
-
-    >>> @loads(lambda model='small': [f'{model}.safetensors'])
-    ... def embed(text, model='small'): ...
-    >>> embed.loads_files(model='large')
-    ['large.safetensors']
-    """
-
-    def mark(function: Any) -> Any:
-        function.loads_files = files
-        return function
-
-    return mark
-
-
-def fingerprint(
-    function: Any, *, constants: Mapping[str, Any] | None = None, count_packages: Iterable[str] = ()
-) -> Fingerprint:
-    """The fingerprint of a function, without running it.
-
-    Args:
-        function: a Python function, or a Pixeltable function over one.
-        constants: arguments that are the same for all cells, by name; what `loads` is called with.
-        count_packages: packages whose version counts; the others' are recorded only.
-
-    Returns:
-        The fingerprint.
-
-    >>> fingerprint(loads).digest == fingerprint(loads).digest
-    True
-    """
-    walk = _Walk()
-    walk.object(function, _name(function))
-    walk.files(function, dict(constants or {}))
-    counted = {f'package {name}': walk.packages[name] for name in count_packages if name in walk.packages}
-    parts = dict(sorted({**walk.parts, **counted}.items()))
-    return Fingerprint(
-        digest=_digest(parts),
-        parts=parts,
-        packages=dict(sorted(walk.packages.items())),
-        excluded=tuple(sorted(walk.excluded)),
-        unresolved=tuple(sorted(walk.unresolved)),
-    )
-
-
-class _Walk:
+class Walk:
     """One walk over everything that a function reaches."""
 
     def __init__(self) -> None:
@@ -181,7 +88,7 @@ class _Walk:
         if text is not None:
             self.note(f'constant {name}', text)
             return
-        if isinstance(value, (dict, list, set, bytearray, np.ndarray)) or not _is_project(type(value).__module__):
+        if isinstance(value, (dict, list, set, bytearray, np.ndarray)) or not is_project(type(value).__module__):
             self.package(type(value).__module__, name)
         else:
             self.type(type(value))
@@ -214,19 +121,19 @@ class _Walk:
     def _item(self, value: Any, name: str) -> str | None:
         if callable(value) or isinstance(value, types.ModuleType):
             self.object(value, name)
-            return f'object {_name(value)}'
+            return f'object {name_of(value)}'
         return self.constant(value, name)
 
     def function(self, function: types.FunctionType) -> None:
         """The code of a project function and all it uses; the version of the package of any other."""
         # What `functools.wraps` copies is the name of the function inside; where the code is, only the globals tell.
-        where, name = str(function.__globals__.get('__name__')), _name(function)
+        where, name = str(function.__globals__.get('__name__')), name_of(function)
         captured = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
-        if not _is_project(where):
+        if not is_project(where):
             self.package(where, name)
             held = [_content(cell) for cell in captured.values()]
             for inner in (getattr(function, '__wrapped__', None), *held):  # a package's decorator over project code
-                if isinstance(inner, types.FunctionType) and _is_project(inner.__globals__.get('__name__')):
+                if isinstance(inner, types.FunctionType) and is_project(inner.__globals__.get('__name__')):
                     self.object(inner, name)
             return
         for variable, cell in captured.items():
@@ -245,8 +152,8 @@ class _Walk:
             self.note(f'code of {name}', normal_form(node))
             self.imports(node, function.__globals__.get('__package__') or '', name)
             self.dynamic(node, name)
-        chains = _chains(node) if node is not None else {}
-        for used in sorted(_globals_of(function.__code__)):
+        chains = chains_of(node) if node is not None else {}
+        for used in sorted(globals_of(function.__code__)):
             self.name(used, function.__globals__, chains.get(used, {()}), name)
 
     def pinned(self, module: str, scope: Mapping[str, Any]) -> bool:
@@ -265,38 +172,38 @@ class _Walk:
         for chain in sorted(chains):
             value, name, owner = scope[used], f'{scope.get("__name__")}.{used}', scope
             for attribute in chain:
-                if not isinstance(value, types.ModuleType) or not _is_project(value.__name__):
+                if not isinstance(value, types.ModuleType) or not is_project(value.__name__):
                     break
                 if not hasattr(value, attribute):
                     self.unresolved.add(f'{value.__name__}.{attribute} in {user}')
                     break
                 owner, name = vars(value), f'{value.__name__}.{attribute}'
                 value = getattr(value, attribute)
-            if isinstance(value, types.ModuleType) and _is_project(value.__name__) and value is not scope.get(used):
+            if isinstance(value, types.ModuleType) and is_project(value.__name__) and value is not scope.get(used):
                 self.module(value, name)
-            elif isinstance(value, types.ModuleType) and not _is_project(value.__name__):
+            elif isinstance(value, types.ModuleType) and not is_project(value.__name__):
                 self.package(value.__name__, name)
             elif not isinstance(value, types.ModuleType):
-                self.object(value, name, made=_making(owner, name.rpartition('.')[2]))
+                self.object(value, name, made=making(owner, name.rpartition('.')[2]))
 
     def type(self, cls: type) -> None:
         """A project class: its bases, methods and class attributes."""
-        if id(cls) in self.seen and f'class {_name(cls)}' in self.parts:
+        if id(cls) in self.seen and f'class {name_of(cls)}' in self.parts:
             return
         self.seen[id(cls)] = cls
-        if not _is_project(cls.__module__):
-            self.package(cls.__module__, _name(cls))
+        if not is_project(cls.__module__):
+            self.package(cls.__module__, name_of(cls))
             return
         if self.pinned(cls.__module__, vars(sys.modules.get(cls.__module__, cls))):
             return
-        self.note(f'class {_name(cls)}', ','.join(_name(base) for base in cls.__bases__))
+        self.note(f'class {name_of(cls)}', ','.join(name_of(base) for base in cls.__bases__))
         for base in cls.__bases__:
             self.type(base)
         if is_dataclass(cls):
             listed = [(field.name, field.init, field.repr, field.compare) for field in fields(cls)]
-            self.note(f'fields of {_name(cls)}', repr(listed))
+            self.note(f'fields of {name_of(cls)}', repr(listed))
         for attribute, value in vars(cls).items():
-            name = f'{_name(cls)}.{attribute}'
+            name = f'{name_of(cls)}.{attribute}'
             if isinstance(value, property):
                 for part in (value.fget, value.fset):
                     if part is not None:
@@ -327,21 +234,21 @@ class _Walk:
 
     def imported(self, module: str, attribute: str | None, user: str) -> None:
         """A module that a function imports when it runs; one of the project counts as a whole, read from its file."""
-        if not _is_project(module):
+        if not is_project(module):
             self.package(module, user)
             return
         loaded = sys.modules.get(module)
         if loaded is not None and attribute is not None and hasattr(loaded, attribute):
             name = f'{module}.{attribute}'
-            self.object(getattr(loaded, attribute), name, made=_making(vars(loaded), attribute))
-        elif attribute is not None and _file_of(f'{module}.{attribute}') is not None:
+            self.object(getattr(loaded, attribute), name, made=making(vars(loaded), attribute))
+        elif attribute is not None and file_of(f'{module}.{attribute}') is not None:
             self.whole(f'{module}.{attribute}', user)
         else:
             self.whole(module, user)
 
     def module(self, module: types.ModuleType, name: str) -> None:
         """A module that is handed around as an object."""
-        if _is_project(module.__name__):
+        if is_project(module.__name__):
             self.whole(module.__name__, name)
         else:
             self.package(module.__name__, name)
@@ -351,7 +258,7 @@ class _Walk:
         label = f'code of {module}'
         if label in self.parts:
             return
-        file = _file_of(module)
+        file = file_of(module)
         if file is None:
             self.unresolved.add(f'module {module} in {user}')
             return
@@ -393,7 +300,7 @@ class _Walk:
         try:
             files = list(function.loads_files(**constants))
         except MmpipeError as error:
-            self.unresolved.add(f'files of {_name(function)} ({error})')
+            self.unresolved.add(f'files of {name_of(function)} ({error})')
             return
         for file in files:
             path = Path(file)
@@ -401,7 +308,7 @@ class _Walk:
                 with path.open('rb') as opened:
                     digest = hashlib.file_digest(opened, 'blake2b').hexdigest()[:32]
             except OSError as error:
-                self.unresolved.add(f'file {path} of {_name(function)} ({error.strerror})')
+                self.unresolved.add(f'file {path} of {name_of(function)} ({error.strerror})')
                 continue
             self.note(f'file {path.name}', digest)
 
@@ -410,23 +317,33 @@ class _Walk:
         top = module.partition('.')[0]
         if top in sys.stdlib_module_names or top == 'builtins':
             return
-        for distribution in _distributions().get(top, ()):
+        for distribution in distributions().get(top, ()):
             self.packages.setdefault(distribution, importlib.metadata.version(distribution))
             return
         self.unresolved.add(f'package {top} in {user}')
 
     def note(self, label: str, text: str) -> None:
         """Keep the digest of a part; two with one name both count."""
-        digest = _digest(text)
+        digest = digest_of(text)
         known = self.parts.get(label)
-        self.parts[label] = digest if known in (None, digest) else _digest(sorted((str(known), digest)))
+        self.parts[label] = digest if known in (None, digest) else digest_of(sorted((str(known), digest)))
 
 
-def _digest(content: object) -> str:
+def digest_of(content: object) -> str:
+    """32 hex digits for anything whose `repr` tells it apart.
+
+    >>> digest_of('a') == digest_of('a') != digest_of('b')
+    True
+    """
     return hashlib.blake2b(repr(content).encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()
 
 
-def _name(value: Any) -> str:
+def name_of(value: Any) -> str:
+    """Module and qualified name of a function, class or object; of what is inside a Pixeltable function.
+
+    >>> name_of(name_of)
+    'mmpipe.fingerprints.walk.name_of'
+    """
     value = (*_wrapped(value), value)[0]
     if isinstance(value, types.FunctionType):
         return f'{value.__globals__.get("__name__")}.{value.__code__.co_qualname}'
@@ -448,104 +365,6 @@ def _content(cell: types.CellType) -> Any:
         return cell.cell_contents
     except ValueError:  # not filled yet
         return None
-
-
-def _is_project(module: str | None) -> bool:
-    """Whether a module's code is followed: of the project, and of mmpipe itself."""
-    if not module:
-        return False
-    top = module.partition('.')[0]
-    if top in OWN or top == '__main__':
-        return True
-    return _top_is_project(top)
-
-
-@functools.cache
-def _top_is_project(top: str) -> bool:
-    if top in sys.stdlib_module_names or top in sys.builtin_module_names:
-        return False
-    loaded = sys.modules.get(top)
-    spec = getattr(loaded, '__spec__', None) or importlib.util.find_spec(top)
-    if spec is None:
-        return False
-    places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
-    installed = [*site.getsitepackages(), site.getusersitepackages(), *sysconfig.get_paths().values()]
-    installed = [str(Path(folder).resolve()) for folder in installed if 'lib' in Path(folder).parts[1:]]
-    return not any(str(Path(place).resolve()).startswith(folder + '/') for place in places for folder in installed)
-
-
-@functools.cache
-def _distributions() -> Mapping[str, list[str]]:
-    return importlib.metadata.packages_distributions()
-
-
-def _file_of(module: str) -> str | None:
-    """The file of a module, found without importing it."""
-    loaded = sys.modules.get(module)
-    if loaded is not None:
-        return getattr(loaded, '__file__', None)
-    parent, _, last = module.rpartition('.')
-    if not parent:
-        spec = importlib.util.find_spec(module)
-        return spec.origin if spec is not None else None
-    holder = sys.modules.get(parent)
-    if holder is not None:
-        folders = [Path(folder) for folder in getattr(holder, '__path__', ())]
-    else:
-        above = _file_of(parent)
-        folders = [Path(above).parent] if above is not None else []
-    for folder in folders:
-        for candidate in (folder / f'{last}.py', folder / last / '__init__.py'):
-            if candidate.is_file():
-                return str(candidate)
-    return None
-
-
-def _globals_of(code: types.CodeType) -> set[str]:
-    """Global names that a function reads, those of functions inside it included."""
-    found = {str(step.argval) for step in dis.get_instructions(code) if step.opname in ('LOAD_GLOBAL', 'LOAD_NAME')}
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            found |= _globals_of(constant)
-    return found
-
-
-def _chains(node: ast.AST) -> dict[str, set[tuple[str, ...]]]:
-    """For each name, the attributes that are read from it: {'np': {('log',)}, 'x': {()}}."""
-    found: dict[str, set[tuple[str, ...]]] = {}
-    inner: set[int] = set()
-    for each in ast.walk(node):  # outer attributes come before what they hold
-        if id(each) in inner:
-            continue
-        chain: list[str] = []
-        at: ast.AST = each
-        while isinstance(at, ast.Attribute):
-            chain.append(at.attr)
-            at = at.value
-            inner.add(id(at))
-        if isinstance(at, ast.Name):
-            found.setdefault(at.id, set()).add(tuple(reversed(chain)))
-    return found
-
-
-def _making(scope: Mapping[str, Any], name: str) -> str | None:
-    """Normal form of the module-level statements that bind a name."""
-    file = scope.get('__file__')
-    if not file:
-        return None
-    try:
-        tree, _ = parsed(file)
-    except (OSError, SyntaxError):
-        return None
-    return ';'.join(normal_form(statement) for statement in tree.body if name in set(_bound(statement))) or None
-
-
-def _bound(statement: ast.stmt) -> Iterator[str]:
-    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, 'target', None)]
-    for target in targets:
-        for node in ast.walk(target) if target is not None else ():
-            if isinstance(node, ast.Name):
-                yield node.id
 
 
 def _bytecode(code: types.CodeType) -> str:
