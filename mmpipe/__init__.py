@@ -38,6 +38,8 @@ _WHERE: dict[str, str | None] = {
     'Snapshot': 'mmpipe.shards',
     'Rows': 'mmpipe.shards',
     'open_snapshot': 'mmpipe.shards',
+    'LeakReport': 'mmpipe.leaks',
+    'check_leaks': 'mmpipe.leaks',
     'Run': 'mmpipe.runs',
     'open_run': 'mmpipe.runs',
     'MmpipeError': 'mmpipe.errors',
@@ -74,6 +76,8 @@ if TYPE_CHECKING:
     from mmpipe.fingerprints import Fingerprint as Fingerprint
     from mmpipe.fingerprints import fingerprint as fingerprint
     from mmpipe.fingerprints import loads as loads
+    from mmpipe.leaks import LeakReport as LeakReport
+    from mmpipe.leaks import check_leaks as check_leaks
     from mmpipe.models import BareModel as BareModel
     from mmpipe.models import MultitaskModel as MultitaskModel
     from mmpipe.models import encoders as encoders

@@ -246,6 +246,37 @@ def train(
     _print(run, as_json)
 
 
+@app.command(epilog='Example: mmpipe leaks demo --json')
+def leaks(
+    pipeline: PipelineName,
+    directory: Directory = None,
+    root: Annotated[
+        Path | None, typer.Option(help='Directory of the shards; .mmpipe/shards/DIR when left out.')
+    ] = None,
+    field: Annotated[
+        list[str] | None, typer.Option(help='Input field to compare; give it again for more, all when left out.')
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(help="Field that names what must stay in one split; 'group' when there is one.")
+    ] = None,
+    near: Annotated[int, typer.Option(help='How many of the 64 bits of two images may differ.')] = 8,
+    as_json: AsJson = False,
+) -> None:
+    """Look for rows of one origin in several splits of the current snapshot. Exit status 1 when there are some."""
+
+    def run() -> tuple[Any, str]:
+        from mmpipe.leaks import check_leaks
+        from mmpipe.pipeline import find_pipeline
+        from mmpipe.shards import open_snapshot
+
+        frozen = open_snapshot(root or find_pipeline(pipeline, directory=directory).root)
+        found = check_leaks(frozen, group=group, fields=field, near=near)
+        return found.to_json(), str(found)
+
+    if not _print(run, as_json)['ok']:
+        raise typer.Exit(1)
+
+
 def _number(value: Any) -> str:
     return f'{value:.4g}' if isinstance(value, float) else str(value)
 

@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+SUPPORT = str(Path(__file__).parents[1] / 'support')
+if SUPPORT not in sys.path:  # test folders are no packages, so what they share is put on the path
+    sys.path.insert(0, SUPPORT)
+
+
+@pytest.fixture(scope='session')
+def drawings():
+    """(key, group, RGB image) of every second drawing that has a picture."""
+    from drawings import read_drawings
+
+    return read_drawings()
