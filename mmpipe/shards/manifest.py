@@ -7,8 +7,10 @@
     root/shards/<sha>.arrow        the data
     root/versions/<id>.json        versions of the tables at which the snapshot's content was what it holds
 
-A *block* is a run of rows; its fields may lie in several shards (a field added later gets a shard of its own beside
-the others). Sample order is block order, then row order. Everything but LATEST and versions/ is immutable and named by
+A *block* is a run of rows; its fields may lie in several shards. One of them, the one that lists `_key`, holds the
+system columns (`_key`, `_hash`, `_split`, `_rowid`); a field that was added or computed again later lies in a shard of
+its own beside it. A digest lies beside its value. A field counts only where it is listed: what else a file holds was
+replaced. Sample order is block order, then row order. Everything but LATEST and versions/ is immutable and named by
 its content. Versions stand apart because tables get new ones without any change of content; each state of such a file
 is true of its snapshot, so it is written before the pointer, and losing it costs a look at every row.
 """
@@ -17,7 +19,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Any
@@ -25,7 +30,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mmpipe.durable import write_bytes, write_json
+from mmpipe.durable import make_folders, sync_directory, write_bytes, write_json
 from mmpipe.errors import ShardError
 from mmpipe.shards.field import Field
 
@@ -47,7 +52,7 @@ DROPPED_LIST = pa.schema([('block', pa.int64()), ('row', pa.int64())])
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One file of data: some fields of one block of rows."""
+    """One file of data: some fields of one block of rows; `_key` among them stands for the system columns."""
 
     block: int
     path: str
@@ -82,11 +87,6 @@ class Manifest:
     versions: dict[str, Any] = dataclass_field(default_factory=dict, compare=False)
     id: str = dataclass_field(default='', compare=False)
 
-    @property
-    def blocks(self) -> int:
-        """Number of blocks."""
-        return 1 + max((shard.block for shard in self.shards), default=-1)
-
 
 def sha256_of(data: bytes | memoryview) -> str:
     """Hex SHA-256 of some bytes.
@@ -117,6 +117,54 @@ def put(root: Path, folder: str, data: Any, suffix: str) -> tuple[str, str]:
     return path, sha
 
 
+class NewFile:
+    """A file that is written piece by piece, and named by its digest once it is whole.
+
+    Args:
+        root: snapshot root.
+        folder: directory below it.
+        suffix: file name ending, with the dot.
+    """
+
+    def __init__(self, root: Path, folder: str, suffix: str) -> None:
+        self.root, self.folder, self.suffix = root, folder, suffix
+        make_folders(root / folder)
+        self._temporary = root / folder / f'.{secrets.token_hex(8)}.tmp'
+        self._file = open(self._temporary, 'xb')  # noqa: SIM115 (closed by keep or abandon)
+        self._digest = hashlib.sha256()
+        self._size = 0
+        self.closed = False
+
+    def write(self, data: Any) -> int:
+        """Append bytes."""
+        self._digest.update(data)
+        self._size += memoryview(data).nbytes
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        """What file objects have; bytes are on the disk after `keep`."""
+
+    def keep(self) -> tuple[str, str, int]:
+        """Give the file its name. Returns the path relative to the root, the SHA-256 and the size in bytes."""
+        sha = self._digest.hexdigest()
+        path = f'{self.folder}/{sha[:32]}{self.suffix}'
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        target = self.root / path
+        if target.exists() and target.stat().st_size == self._size:
+            self._temporary.unlink()
+        else:
+            os.replace(self._temporary, target)
+            sync_directory(target.parent)
+        return path, sha, self._size
+
+    def abandon(self) -> None:
+        """Remove what was written, unless it was kept."""
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+
 def table_bytes(table: pa.Table) -> pa.Buffer:
     """An Arrow table as one uncompressed IPC file, with one record batch."""
     sink = pa.BufferOutputStream()
@@ -132,6 +180,7 @@ def save(root: Path, manifest: Manifest) -> str:
     Returns:
         The snapshot id, 16 hex digits.
     """
+    _whole_blocks(manifest.shards, [item.name for item in manifest.fields], 'to be written')
     rows = {name: [getattr(shard, name) for shard in manifest.shards] for name in SHARD_LIST.names}
     rows['fields'] = [list(shard.fields) for shard in manifest.shards]
     shard_path, shard_sha = put(root, 'manifests', table_bytes(pa.table(rows, schema=SHARD_LIST)), '.arrow')
@@ -227,6 +276,8 @@ def load(root: Path, identity: str | None = None) -> Manifest:
         Shard(**{**dict(zip(columns, row, strict=True)), 'fields': tuple(row[2])})
         for row in zip(*columns.values(), strict=True)
     )
+    fields = tuple(Field.from_json(item) for item in head['fields'])
+    shards = _whole_blocks(shards, [item.name for item in fields], identity)
     for shard in shards:
         file = root / shard.path
         if not file.is_file() or file.stat().st_size != shard.bytes:
@@ -235,7 +286,7 @@ def load(root: Path, identity: str | None = None) -> Manifest:
                 f'Restore it, or write the snapshot again into a new root.'
             )
     return Manifest(
-        fields=tuple(Field.from_json(item) for item in head['fields']),
+        fields=fields,
         shards=shards,
         dropped=np.stack([dropped['block'].to_numpy(), dropped['row'].to_numpy()], axis=1),
         source=head['source'],
@@ -245,6 +296,26 @@ def load(root: Path, identity: str | None = None) -> Manifest:
         versions=load_versions(root, identity),
         id=identity,
     )
+
+
+def _whole_blocks(shards: Sequence[Shard], names: Sequence[str], identity: str) -> tuple[Shard, ...]:
+    """The shards, when every block has the system columns and every field once, over one number of rows."""
+    listed: dict[int, list[str]] = {}
+    rows: dict[int, set[int]] = {}
+    for shard in shards:
+        listed.setdefault(shard.block, []).extend(shard.fields)
+        rows.setdefault(shard.block, set()).add(shard.rows)
+    if not any('_key' in found for found in listed.values()):  # written before a block could have several shards
+        return tuple(replace(shard, fields=('_key', *shard.fields)) for shard in shards)
+    wanted = sorted(['_key', *names])
+    for block, found in listed.items():
+        if sorted(found) != wanted or len(rows[block]) != 1:
+            raise ShardError(
+                f"block {block} of snapshot '{identity}' lists {', '.join(sorted(found))} over {sorted(rows[block])} "
+                f'rows, and should list each of {", ".join(wanted)} once, over one number of rows. '
+                f'Open an older snapshot by id, or write it again into a new root.'
+            )
+    return tuple(shards)
 
 
 def _read_checked(root: Path, entry: dict[str, Any]) -> pa.Table:

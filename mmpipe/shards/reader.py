@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import pyarrow.compute as pc
 
 from mmpipe.errors import ConfigError, DataError, ShardError
 from mmpipe.shards import manifest as manifests
+from mmpipe.shards.column import one_array
 from mmpipe.shards.field import Column, Field
-from mmpipe.shards.manifest import Manifest, sha256_of
+from mmpipe.shards.manifest import Manifest
 
 
 def open_snapshot(root: str | Path, id: str | None = None) -> Snapshot:
@@ -72,8 +74,8 @@ class Snapshot:
         self.splits = manifest.splits
         self.versions = manifest.versions
         self._tables: dict[tuple[int, str], pa.Table] = {}
-        self._columns: dict[tuple[int, str], Column] = {}
-        self._files = {(shard.block, name): shard for shard in manifest.shards for name in ('_key', *shard.fields)}
+        self._columns: dict[tuple[int, str], list[Column]] = {}
+        self._files = {(shard.block, name): shard for shard in manifest.shards for name in shard.fields}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_snapshot, (os.path.abspath(self.root), self.id)
@@ -88,13 +90,14 @@ class Snapshot:
     @cached_property
     def _live(self) -> np.ndarray:
         """`[n, 2]` (block, row) of the rows that are not dropped, in sample order."""
-        counts = np.array([self._files[block, '_key'].rows for block in range(self.manifest.blocks)], dtype=np.int64)
+        blocks = np.array(sorted(block for block, name in self._files if name == '_key'), dtype=np.int64)
+        counts = np.array([self._files[block, '_key'].rows for block in blocks.tolist()], dtype=np.int64)
         starts = np.cumsum(counts) - counts
         live = np.ones(counts.sum(), dtype=bool)
         dropped = self.manifest.dropped
-        live[starts[dropped[:, 0]] + dropped[:, 1]] = False
-        block_of = np.repeat(np.arange(len(counts)), counts)
-        return np.stack([block_of, np.arange(len(live)) - starts[block_of]], axis=1)[live]
+        live[starts[np.searchsorted(blocks, dropped[:, 0])] + dropped[:, 1]] = False
+        rows = np.arange(len(live)) - np.repeat(starts, counts)
+        return np.stack([np.repeat(blocks, counts), rows], axis=1)[live]
 
     def _table(self, block: int, name: str) -> pa.Table:
         shard = self._files[block, name]
@@ -104,18 +107,28 @@ class Snapshot:
             table = self._tables[block, shard.path] = pa.ipc.open_file(source).read_all()
         return table
 
-    def _array(self, block: int, name: str) -> pa.Array:
-        """A stored column of a block, system columns (`_key`, `_rowid`, `_digest.x`) included."""
-        anchor = name.removeprefix('_digest.') if name.startswith('_digest.') else name
-        table = self._table(block, '_key' if anchor.startswith('_') else anchor)
-        chunks = table[name].chunks
-        return chunks[0] if len(chunks) == 1 else table[name].combine_chunks()
+    def stored(self, block: int, name: str) -> pa.ChunkedArray:
+        """A stored column of a block as Arrow holds it, masked rows and system columns (see `Rows.system`) included."""
+        anchor = name.removeprefix('_digest.')
+        return self._table(block, '_key' if anchor.startswith('_') else anchor)[name]
 
-    def _column(self, block: int, name: str) -> Column:
-        column = self._columns.get((block, name))
-        if column is None:
-            column = self._columns[block, name] = Column(self.fields[name], self._array(block, name))
-        return column
+    def _array(self, block: int, name: str) -> pa.Array:
+        return one_array(self.stored(block, name))
+
+    def _parts(self, name: str, places: np.ndarray) -> Iterator[tuple[Column, np.ndarray, np.ndarray]]:
+        """For each record batch that holds some of the rows: the field there, their rows in it, and their positions."""
+        for block, where in _by_group(places[:, 0]):
+            columns = self._columns.get((block, name))
+            if columns is None:
+                chunks = self.stored(block, name).chunks
+                columns = self._columns[block, name] = [Column(self.fields[name], chunk) for chunk in chunks]
+            rows = places[where, 1]
+            if len(columns) == 1:
+                yield columns[0], rows, where
+                continue
+            starts = np.cumsum([0, *(len(column.array) for column in columns)])
+            for number, here in _by_group(np.searchsorted(starts, rows, side='right') - 1):
+                yield columns[number], rows[here] - starts[number], where[here]
 
     def rows(self) -> Rows:
         """All rows."""
@@ -142,7 +155,9 @@ class Snapshot:
             ShardError: a shard's bytes changed since it was written.
         """
         for shard in self.manifest.shards:
-            if sha256_of((Path(self.root) / shard.path).read_bytes()) != shard.sha256:
+            with open(Path(self.root) / shard.path, 'rb') as file:
+                found = hashlib.file_digest(file, 'sha256').hexdigest()
+            if found != shard.sha256:
                 raise ShardError(
                     f"shard '{Path(self.root) / shard.path}' of snapshot {self.id} does not match its digest. "
                     f'Restore it, or write the snapshot again into a new root.'
@@ -193,7 +208,7 @@ class Rows:
     def system(self, name: str) -> np.ndarray:
         """One of the columns mmpipe keeps beside the fields: `_key`, `_hash`, `_split`, `_rowid`, `_digest.<field>`."""
         out = np.empty(len(self), dtype=np.uint64 if name == '_hash' else object)
-        for block, where in self._by_block(self.places):
+        for block, where in _by_group(self.places[:, 0]):
             chosen = self.snapshot._array(block, name).take(pa.array(self.places[where, 1]))
             out[where] = chosen.to_numpy(zero_copy_only=False)
         return out
@@ -202,19 +217,10 @@ class Rows:
         """Mask of the rows whose system column `name` holds one of `values`: bool `[n]`."""
         out = np.zeros(len(self), dtype=bool)
         wanted = pa.array(values, type=pa.large_string())
-        for block, where in self._by_block(self.places):
+        for block, where in _by_group(self.places[:, 0]):
             chosen = self.snapshot._array(block, name).take(pa.array(self.places[where, 1]))
             out[where] = pc.is_in(chosen.cast(pa.large_string()), value_set=wanted).to_numpy(zero_copy_only=False)
         return out
-
-    @staticmethod
-    def _by_block(places: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        if not len(places):
-            return []
-        blocks = places[:, 0]
-        order = np.argsort(blocks, kind='stable')
-        cuts = np.flatnonzero(np.diff(blocks[order])) + 1
-        return [(int(blocks[part[0]]), part) for part in np.split(order, cuts)]
 
     def take(self, indices: Any) -> Rows:
         """The rows at these positions of this selection, in the order given; a bool array of its length is a mask."""
@@ -265,15 +271,13 @@ class Rows:
         places = self.places if indices is None else self.places[_positions(indices)]
         valid = np.ones(len(places), dtype=bool)
         dense = {'tensor': field.shape, 'label': (), 'scalar': (), 'labels': (len(field.vocabulary or ()),)}
-        blocks = self._by_block(places)
+        parts = list(self.snapshot._parts(name, places))
         out: Any = None
-        if field.kind in dense and len(blocks) != 1:
+        if field.kind in dense and len(parts) != 1:
             out = np.zeros((len(places), *dense[field.kind]), dtype=field.dtype)
         elif field.kind not in dense:
             out = [None] * len(places)
-        for block, where in blocks:
-            column = self.snapshot._column(block, name)
-            rows = places[where, 1]
+        for column, rows, where in parts:
             if column.valid is not None:
                 valid[where] = column.valid[rows]
             values = column.gather(rows)
@@ -287,6 +291,15 @@ class Rows:
         if field.kind == 'scalar' and field.dtype != 'bool':
             out = out.astype(field.dtype, copy=False)
         return out, valid
+
+
+def _by_group(groups: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """Each number that occurs, with the positions where it does, in their order."""
+    if not len(groups):
+        return []
+    order = np.argsort(groups, kind='stable')
+    cuts = np.flatnonzero(np.diff(groups[order])) + 1
+    return [(int(groups[part[0]]), part) for part in np.split(order, cuts)]
 
 
 def _positions(indices: Any) -> np.ndarray:

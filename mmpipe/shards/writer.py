@@ -82,7 +82,8 @@ def write_block(root: str | Path, fields: Sequence[Field], block: Block, *, inde
         names[f'_digest.{field.name}'] = pa.array(digests, type=pa.binary(DIGEST_BYTES))
     data = manifests.table_bytes(pa.table(names))
     path, sha = manifests.put(Path(root), 'shards', data, '.arrow')
-    return Shard(block=index, path=path, fields=tuple(f.name for f in fields), rows=count, bytes=data.size, sha256=sha)
+    listed = ('_key', *(field.name for field in fields))
+    return Shard(block=index, path=path, fields=listed, rows=count, bytes=data.size, sha256=sha)
 
 
 def commit(

@@ -1,19 +1,39 @@
-"""What a new snapshot changes in the one before it: rows to write, rows to mask."""
+"""What a new snapshot changes in the one before it: rows to write, columns to write again, rows to mask.
+
+    a new row, or one with another key or split, or no field as it was    a row of a new block; the old one is masked
+    a row of which some fields changed                                    those fields of its block, a new shard each
+    a field that is new, or has another form                              a new shard in every block
+
+So no byte of an unchanged field is written again.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from mmpipe.shards import Block, Field, Snapshot, write_block
+from mmpipe.shards.column import ColumnWriter
 from mmpipe.shards.field import content_digest
 from mmpipe.shards.manifest import Shard
-from mmpipe.snapshots.read import PageRow
+from mmpipe.snapshots.read import PageRow, size_of
+from mmpipe.store import Rowid
 
 BLOCK_BYTES = 64 << 20  # rows gathered in memory before they are written as one shard
+
+
+def text_of(rowid: Rowid) -> str:
+    """The store's name of a row as shards hold it.
+
+    >>> text_of((7, 2))
+    '7/2'
+    """
+    return '/'.join(str(part) for part in rowid)
 
 
 class Old:
@@ -28,6 +48,7 @@ class Old:
         rows = None if snapshot is None or wanted == [] else snapshot.rows()
         if rows is not None and wanted is not None:
             rows = rows.take(rows.among('_rowid', wanted))
+        self.snapshot = snapshot
         self.rows = rows
         self.position = {} if rows is None else {rowid: i for i, rowid in enumerate(rows.system('_rowid'))}
         self._columns: dict[str, np.ndarray] = {}
@@ -44,6 +65,11 @@ class Old:
         block, row = self._places[self.position[rowid]].tolist()
         return block, row
 
+    def in_order(self, rowids: Sequence[Rowid]) -> list[Rowid]:
+        """Rowids in the order in which their rows lie here, those that do not behind them."""
+        behind = len(self.position)
+        return sorted(rowids, key=lambda rowid: (self.position.get(text_of(rowid), behind), rowid))
+
     @cached_property
     def _places(self) -> np.ndarray:
         assert self.rows is not None
@@ -55,16 +81,16 @@ class Delta:
     """A snapshot in the making.
 
     Args:
+        root: where it is written.
         fields: its fields.
-        old: rows of the snapshot it extends.
-        shards: all its shards, old and new.
-        dropped: (block, row) of all masked rows.
-        splits: live rows per split.
+        old: rows of the snapshot it extends; those that are taken come in the order in which they lie there.
+        anew: names of the fields that the old snapshot has not, or has in another form.
     """
 
+    root: Path
     fields: list[Field]
     old: Old
-    shards: list[Shard] = field(default_factory=list)
+    anew: frozenset[str] = frozenset()
     dropped: list[tuple[int, int]] = field(default_factory=list)
     splits: dict[str, int] = field(default_factory=dict)
     inserted: int = 0
@@ -73,40 +99,118 @@ class Delta:
     compared: int = 0
     bytes_written: int = 0
     failed: dict[str, int] = field(default_factory=dict)
+    cells: dict[str, int] = field(default_factory=dict)
+    _there: tuple[Shard, ...] = ()
+    _new: list[Shard] = field(default_factory=list)
     _pending: list[tuple[str, PageRow, dict[str, bytes]]] = field(default_factory=list)
     _pending_bytes: int = 0
+    _block: int = -1
+    _columns: dict[str, ColumnWriter] = field(default_factory=dict)
+    _replaced: defaultdict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
 
-    def take(self, rowid: str, row: PageRow, root: Path) -> None:
-        """Write a row, unless the old snapshot has it with the same key, split and contents."""
+    def __post_init__(self) -> None:
+        if self.old.snapshot is not None:
+            manifest = self.old.snapshot.manifest
+            self._there = manifest.shards
+            self.dropped += [(block, row) for block, row in manifest.dropped.tolist()]
+            self.splits |= manifest.splits
+        self._rows = {shard.block: shard.rows for shard in self._there}
+        self._next = 1 + max(self._rows, default=-1)
+
+    def take(self, rowid: str, row: PageRow) -> None:
+        """Write what the old snapshot has not: the row, some fields of it, or nothing."""
         digests = {item.name: content_digest(item, row.values[item.name]) for item in self.fields}
-        if rowid in self.old.position:
-            known = {'_key': row.key, '_split': row.split, **{f'_digest.{name}': d for name, d in digests.items()}}
-            if all(self.old.value(rowid, column) == value for column, value in known.items()):
-                self.compared += 1
-                return
-            self._mask(rowid)
-            self.updated += 1
-        else:
+        if rowid not in self.old.position:
             self.inserted += 1
-        for name in row.failed:
-            self.failed[name] = self.failed.get(name, 0) + 1
-        self.splits[row.split] = self.splits.get(row.split, 0) + 1
-        self._pending.append((rowid, row, digests))
-        self._pending_bytes += row.bytes
-        if self._pending_bytes >= BLOCK_BYTES:
-            self.flush(root)
+            self._append(rowid, row, digests)
+            return
+        stale = {item.name for item in self.fields if item.name in self.anew
+                 or self.old.value(rowid, f'_digest.{item.name}') != digests[item.name]}  # fmt: skip
+        moved = (self.old.value(rowid, '_key'), self.old.value(rowid, '_split')) != (row.key, row.split)
+        if not stale and not moved:
+            self.compared += 1
+            return
+        self.updated += 1
+        if moved or len(stale) == len(self.fields):
+            self._mask(rowid)
+            self._append(rowid, row, digests)
+        else:
+            self._put(rowid, row, {name: digests[name] for name in stale})
 
     def drop(self, rowid: str) -> None:
         """Mask a row that was deleted or left the filter."""
         self._mask(rowid)
         self.masked += 1
 
+    def finish(self) -> list[Shard]:
+        """Write what is still in memory.
+
+        Returns:
+            All shards of the new snapshot, old and new. Blocks without a row that is left are no longer among them.
+        """
+        self._close_columns()
+        self._write_block()
+        masked = Counter(block for block, _ in self.dropped)
+        gone = {block for block, rows in self._rows.items() if masked[block] == rows}
+        self.dropped = [(block, row) for block, row in self.dropped if block not in gone]
+        names = {item.name for item in self.fields} - self.anew | {'_key'}
+        kept = [
+            replace(shard, fields=tuple(n for n in shard.fields if n in names - self._replaced[shard.block]))
+            for shard in self._there
+        ]
+        return [shard for shard in [*kept, *self._new] if shard.fields and shard.block not in gone]
+
+    def abandon(self) -> None:
+        """Leave no file half-written behind."""
+        for writer in self._columns.values():
+            writer.abandon()
+
     def _mask(self, rowid: str) -> None:
         self.dropped.append(self.old.place(rowid))
         self.splits[str(self.old.value(rowid, '_split'))] -= 1
 
-    def flush(self, root: Path) -> None:
-        """Write the rows taken so far as one shard."""
+    def _append(self, rowid: str, row: PageRow, digests: dict[str, bytes]) -> None:
+        self._count_failed(row, digests)
+        self.splits[row.split] = self.splits.get(row.split, 0) + 1
+        self._pending.append((rowid, row, digests))
+        self._pending_bytes += row.bytes
+        if self._pending_bytes >= BLOCK_BYTES:
+            self._write_block()
+
+    def _put(self, rowid: str, row: PageRow, digests: dict[str, bytes]) -> None:
+        self._count_failed(row, digests)
+        block, number = self.old.place(rowid)
+        if block != self._block:
+            self._close_columns()
+            self._block = block
+        for item in self.fields:
+            if item.name not in digests:
+                continue
+            if item.name not in self._columns:
+                self._columns[item.name] = self._column(item)
+            value, digest = row.values[item.name], digests[item.name]
+            self._columns[item.name].put(number, value, digest, key=row.key, size=size_of(value))
+            self.cells[item.name] = self.cells.get(item.name, 0) + 1
+
+    def _column(self, item: Field) -> ColumnWriter:
+        old = None
+        if item.name not in self.anew:
+            assert self.old.snapshot is not None
+            old = tuple(self.old.snapshot.stored(self._block, name) for name in (item.name, f'_digest.{item.name}'))
+        return ColumnWriter(self.root, item, block=self._block, rows=self._rows[self._block], old=old)
+
+    def _count_failed(self, row: PageRow, written: Collection[str]) -> None:
+        for name in row.failed:
+            if name in written:
+                self.failed[name] = self.failed.get(name, 0) + 1
+
+    def _close_columns(self) -> None:
+        for name, writer in self._columns.items():
+            self._keep(writer.close())
+            self._replaced[self._block].add(name)
+        self._columns.clear()
+
+    def _write_block(self) -> None:
         if not self._pending:
             return
         rows = [row for _, row, _ in self._pending]
@@ -117,8 +221,11 @@ class Delta:
             rowids=[rowid for rowid, _, _ in self._pending],
             digests={item.name: [digests[item.name] for _, _, digests in self._pending] for item in self.fields},
         )
-        shard = write_block(root, self.fields, block, index=1 + max((s.block for s in self.shards), default=-1))
-        self.shards.append(shard)
-        self.bytes_written += shard.bytes
+        self._keep(write_block(self.root, self.fields, block, index=self._next))
+        self._next += 1
         self._pending.clear()
         self._pending_bytes = 0
+
+    def _keep(self, shard: Shard) -> None:
+        self._new.append(shard)
+        self.bytes_written += shard.bytes

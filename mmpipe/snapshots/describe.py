@@ -45,17 +45,23 @@ def _example(view: TrainingView, spec: FieldSpec) -> Any:
     return found[0]['value'] if len(found) else None
 
 
-def same_layout(previous: Snapshot, described: Sequence[Field]) -> bool:
-    """Whether new rows can stand beside the old ones: same fields; a vocabulary may have grown at its end."""
-    if list(previous.fields) != [item.name for item in described]:
-        return False
+def written_anew(previous: Snapshot | None, described: Sequence[Field]) -> frozenset[str]:
+    """Names of the fields of which no stored value can stay: new ones, and those whose values have another form now.
+
+    A vocabulary that grew at its end leaves the form as it is.
+    """
+    if previous is None:
+        return frozenset()
+    anew = set()
     for item in described:
-        old = previous.fields[item.name]
-        if (old.kind, old.dtype, old.shape) != (item.kind, item.dtype, item.shape):
-            return False
-        if old.vocabulary is not None and (item.vocabulary or ())[: len(old.vocabulary)] != old.vocabulary:
-            return False
-    return True
+        old = previous.fields.get(item.name)
+        if (
+            old is None
+            or (old.kind, old.dtype, old.shape) != (item.kind, item.dtype, item.shape)
+            or (item.vocabulary or ())[: len(old.vocabulary or ())] != (old.vocabulary or ())
+        ):
+            anew.add(item.name)
+    return frozenset(anew)
 
 
 def grow_vocabularies(

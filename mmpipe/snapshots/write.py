@@ -1,8 +1,8 @@
-"""Freeze a training view as shards: write the rows that no shard holds, mask those that are gone, move the pointer."""
+"""Freeze a training view as shards: write what no shard holds, mask the rows that are gone, move the pointer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +12,12 @@ import numpy as np
 
 from mmpipe.cores import cores
 from mmpipe.errors import ConfigError, FieldError, LabelError, SnapshotError, StoreError
+from mmpipe.ledger import refuse_stale
 from mmpipe.shards import Snapshot, commit, open_snapshot
 from mmpipe.shards.manifest import latest_id
-from mmpipe.snapshots.delta import Delta, Old
-from mmpipe.snapshots.describe import describe, grow_vocabularies, same_layout
+from mmpipe.snapshots.delta import Delta, Old, text_of
+from mmpipe.snapshots.describe import describe, grow_vocabularies, written_anew
+from mmpipe.snapshots.field import FieldSpec
 from mmpipe.snapshots.read import read_page
 from mmpipe.snapshots.view import TrainingView, training_view
 from mmpipe.store import Rowid, Vector, pages, path_of, writer_lock
@@ -32,9 +34,10 @@ class SnapshotReport:
         snapshot: the snapshot, open.
         table: path of the table or view it freezes.
         inserted: rows written that no earlier snapshot of this root held.
-        updated: rows written again because a field or the split changed.
+        updated: rows of which a field, the key or the split changed.
         dropped: rows masked because they were deleted or left the filter.
         compared: candidates whose content had not changed, so that they were not written.
+        cells: field to number of values written of rows that stayed where they are: only some of their fields changed.
         bytes_written: size of the new shards.
         whole: why every row was looked at; '' when only changes were.
         failed_cells: field to number of written rows whose computed cell holds an error; they are null.
@@ -46,6 +49,7 @@ class SnapshotReport:
     updated: int = 0
     dropped: int = 0
     compared: int = 0
+    cells: Mapping[str, int] = field(default_factory=dict)
     bytes_written: int = 0
     whole: str = ''
     failed_cells: Mapping[str, int] = field(default_factory=dict)
@@ -67,6 +71,7 @@ class SnapshotReport:
             'updated': self.updated,
             'dropped': self.dropped,
             'compared': self.compared,
+            'cells': dict(self.cells),
             'written': self.written,
             'bytes_written': self.bytes_written,
             'whole': self.whole,
@@ -79,6 +84,8 @@ class SnapshotReport:
             f'{self.table} -> {self.snapshot.id}: {len(self.snapshot)} rows ({splits}); {self.inserted} new, '
             f'{self.updated} changed, {self.dropped} dropped, {self.bytes_written / 1e6:.1f} MB written'
         )
+        if self.cells:
+            line += '\n  of changed rows only: ' + ', '.join(f'{name} {count}' for name, count in self.cells.items())
         failed = ', '.join(f'{name} {count}' for name, count in self.failed_cells.items())
         return line + (f'\n  cells that failed and are null: {failed}' if failed else '')
 
@@ -90,6 +97,7 @@ def snapshot(
     fields: Mapping[str, Any],
     split: Any = None,
     full: bool = False,
+    allow_stale: bool = False,
     page_rows: int = 256,
     wait_s: float = 60.0,
     progress: Progress | None = None,
@@ -97,8 +105,9 @@ def snapshot(
     """Freeze a table, a view or a filtered one for training, pinned to its Pixeltable versions.
 
     When the root holds a snapshot of the same view and fields, the change feed gives the rows that may differ, their
-    content digests say which do, and only those are written. Everything stored stays; the commit is one pointer write,
-    so a crash leaves the old snapshot. Where no content differs, the old snapshot is what comes back, and no shard is
+    content digests say which do, and only those are written: new rows in blocks of their own, a field that changed or
+    was added beside the other fields of its rows. Everything stored stays; the commit is one pointer write, so a crash
+    leaves the old snapshot. Where no content differs, the old snapshot is what comes back, and no shard is
     read where no row is a candidate.
 
     Args:
@@ -108,6 +117,7 @@ def snapshot(
         split: string expression with each row's split; the column `split` when there is one.
         full: compare every row with what is stored, whatever the feed says; still only those that differ are written.
             Nothing needs it in the ordinary course: it repairs after changes that Pixeltable does not record.
+        allow_stale: take computed columns with rows that other code made, too.
         page_rows: rows read from Pixeltable at a time.
         wait_s: how long to wait for another writer of this root, in seconds.
         progress: called as `progress('snapshot', done, total, 'rows')`.
@@ -119,6 +129,8 @@ def snapshot(
         SchemaError: a class that is not bound, or a query with more than a filter.
         FieldError: a field whose type needs a choice, or whose rows differ in shape; names field and row.
         LabelError: a label outside a declared vocabulary; names field, row and word.
+        StaleColumnError: a column that a field, the filter or the split reads holds rows that other code, parameters,
+            weights or inputs made; names table, column, rows and the command.
         SourceChangedError: a file was overwritten or removed since it was ingested; names rows and files.
         SnapshotError: no rows, or a table that others keep writing.
         BusyError: another process is writing this root, for longer than `wait_s`.
@@ -135,6 +147,8 @@ def snapshot(
             f"root='{root}': this version writes snapshots to local directories only; sync the directory after"
         )
     view = training_view(query, fields, split)
+    if not allow_stale:
+        refuse_stale(view.table, view.columns())
     with writer_lock(f'snapshot:{Path(root).resolve()}', wait_s=wait_s):
         for _ in range(ATTEMPTS):
             before = view.vectors()
@@ -161,33 +175,24 @@ def _attempt(
     if previous is not None and not whole and not upserts and not gone:
         return SnapshotReport(snapshot=previous, table=path_of(view.table))
     specs, described = describe(view, previous)
-    if previous is not None and not same_layout(previous, described):
-        previous, whole = None, 'the fields have another form'
+    anew = written_anew(previous, described)
+    if anew and not whole:  # the declarations are the same, and the values have another form
+        whole = f'the form of {", ".join(sorted(anew))}'
         upserts, gone, _ = _candidates(view, None)
     if not upserts and previous is None:
         raise SnapshotError(
             f"'{path_of(view.table)}' has no rows to freeze. Run `mmpipe ingest` first, or widen the filter."
         )
     described = grow_vocabularies(view, specs, described, upserts, page_rows)
-    old = Old(previous, None if gone is None else [_text(rowid) for rowid in (*upserts, *gone)])
-    delta = Delta(fields=described, old=old)
-    if previous is not None:
-        delta.shards += previous.manifest.shards
-        delta.dropped += [(block, row) for block, row in previous.manifest.dropped.tolist()]
-        delta.splits |= previous.splits
-    kept: set[str] = set()
-    done = 0
-    with ThreadPoolExecutor(cores()) as pool:
-        for page in pages(upserts, page_rows):
-            for rowid, row in sorted(read_page(view, specs, page, pool).items()):
-                delta.take(_text(rowid), row, root)
-                kept.add(_text(rowid))
-            done += len(page)
-            if progress is not None:
-                progress('snapshot', done, len(upserts), 'rows')
-    delta.flush(root)
-    for name in old.position.keys() - kept:
-        delta.drop(name)
+    old = Old(previous, None if gone is None else [text_of(rowid) for rowid in (*upserts, *gone)])
+    delta = Delta(root=root, fields=described, old=old, anew=anew)
+    try:
+        kept = _take(delta, view, specs, upserts, page_rows, progress)
+        for name in old.position.keys() - kept:
+            delta.drop(name)
+        shards = delta.finish()
+    finally:
+        delta.abandon()
     if view.vectors() != vectors:
         return None
     if not any(delta.splits.values()):
@@ -197,7 +202,7 @@ def _attempt(
     made = commit(
         root,
         delta.fields,
-        delta.shards,
+        shards,
         dropped=np.array(delta.dropped, dtype=np.int64).reshape(-1, 2),
         source=definition,
         splits={name: count for name, count in delta.splits.items() if count},
@@ -206,8 +211,33 @@ def _attempt(
     )
     return SnapshotReport(
         snapshot=made, table=path_of(view.table), inserted=delta.inserted, updated=delta.updated, dropped=delta.masked,
-        compared=delta.compared, bytes_written=delta.bytes_written, whole=whole, failed_cells=delta.failed,
+        compared=delta.compared, cells=delta.cells, bytes_written=delta.bytes_written, whole=whole,
+        failed_cells=delta.failed,
     )  # fmt: skip
+
+
+def _take(
+    delta: Delta,
+    view: TrainingView,
+    specs: Mapping[str, FieldSpec],
+    upserts: Sequence[Rowid],
+    page_rows: int,
+    progress: Progress | None,
+) -> set[str]:
+    """Read the candidates page by page into a delta; returns the names of those that the filter lets through."""
+    kept: set[str] = set()
+    done = 0
+    with ThreadPoolExecutor(cores()) as pool:
+        for page in pages(delta.old.in_order(upserts), page_rows):
+            found = read_page(view, specs, page, pool)
+            for rowid in page:
+                if rowid in found:
+                    delta.take(text_of(rowid), found[rowid])
+                    kept.add(text_of(rowid))
+            done += len(page)
+            if progress is not None:
+                progress('snapshot', done, len(upserts), 'rows')
+    return kept
 
 
 def _candidates(view: TrainingView, previous: Snapshot | None) -> tuple[list[Rowid], list[Rowid] | None, str]:
@@ -235,7 +265,3 @@ def _why_whole(definition: Mapping[str, Any], previous: Snapshot | None, full: b
     if changed:
         return f'changed: {", ".join(changed)}'
     return '' if previous.versions else f'the versions that snapshot {previous.id} is pinned to are lost'
-
-
-def _text(rowid: Rowid) -> str:
-    return '/'.join(str(part) for part in rowid)

@@ -8,11 +8,12 @@ import media
 import numpy as np
 import PIL.Image
 import pixeltable as pxt
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemas import media_table, tripled, words, write_csv
-from snapshots import by_rowid, content
+from snapshots import by_rowid, content, files
 
 import mmpipe as mm
 from mmpipe.errors import (
@@ -110,6 +111,48 @@ def test_unchanged_rows_are_not_written_again(declared):
     assert len(open_snapshot(declared.root, first.snapshot.id)) == 8  # still there, as it was
 
 
+def test_columns_computed_again_added_and_removed_write_no_byte_of_the_others(declared):
+    N = declared.Numbers
+    fields = {'x': N.x, 'text': N.text, 'twice': N.twice}
+    first = declared.freeze(fields=fields)
+    before = files(declared.root)
+
+    def new_columns(report):
+        names = sorted(files(declared.root).keys() - before.keys())
+        assert {name: files(declared.root)[name] for name in before if name != 'LATEST'} == {
+            name: before[name] for name in before if name != 'LATEST'
+        }
+        shards = [declared.root / name for name in names if name.startswith('shards/')]
+        assert sum(shard.stat().st_size for shard in shards) == report.bytes_written
+        return sorted(name for shard in shards for name in pa.ipc.open_file(shard).schema.names)
+
+    fields['twice'] = tripled(N.x)
+    report = declared.freeze(fields=fields)
+    assert (report.whole, report.updated, dict(report.cells)) == ('changed: twice', 7, {'twice': 7})
+    assert 'of changed rows only: twice 7' in str(report)
+    assert new_columns(report) == ['_digest.twice', 'twice']
+    assert report.snapshot.rows().keys.tolist() == first.snapshot.rows().keys.tolist()
+
+    before = files(declared.root)
+    fields['label'] = mm.field.label(N.text)
+    report = declared.freeze(fields=fields)
+    assert (report.updated, dict(report.cells)) == (8, {'label': 8})
+    assert new_columns(report) == ['_digest.label', 'label']
+
+    before = files(declared.root)
+    del fields['x']
+    report = declared.freeze(fields=fields)
+    assert (report.written, report.bytes_written, list(report.snapshot.fields)) == (0, 0, ['text', 'twice', 'label'])
+    assert new_columns(report) == []
+
+    before = files(declared.root)
+    declared.table.where(declared.table.key == 'k3').update({'text': 'other'})
+    report = declared.freeze(fields=fields)
+    assert (report.whole, report.updated, dict(report.cells)) == ('', 1, {'text': 1, 'label': 1})
+    assert new_columns(report) == ['_digest.label', '_digest.text', 'label', 'text']
+    assert content(report.snapshot) == content(declared.freeze(fields=fields, root=declared.root / 'scratch').snapshot)
+
+
 def test_an_update_that_leaves_the_filter_becomes_a_mask_entry(declared):
     for query in (declared.Positive, declared.table.where(declared.table.x > 0)):
         root = declared.root / str(next(_roots))
@@ -195,8 +238,8 @@ def test_a_changed_definition_looks_at_every_row_and_says_why(declared):
     assert report.whole == 'changed: x'
     assert report.updated == 7  # three times 0 is 0
     report = declared.freeze(fields={'x': tripled(declared.Numbers.x), 'text': declared.Numbers.text})
-    assert report.whole == 'the fields have another form'
-    assert report.inserted == 8
+    assert report.whole == 'changed: text'
+    assert (report.inserted, report.updated, dict(report.cells)) == (0, 8, {'text': 8})
     report = declared.freeze(
         query=declared.table.where(declared.table.x > 0),
         fields={'x': tripled(declared.Numbers.x), 'text': declared.Numbers.text},
