@@ -99,6 +99,7 @@ def apply(
     pipeline: PipelineName,
     directory: Directory = None,
     yes: Annotated[bool, typer.Option('--yes', '-y', help='Agree to changes that lose stored values.')] = False,
+    trust: Annotated[bool, typer.Option('--trust', help='Take unrecorded rows for made by the code of now.')] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make the catalog what the schema declares. Asks before anything that loses stored values."""
@@ -117,7 +118,7 @@ def apply(
             agreed = typer.confirm('Stored values will be lost. Go on?', err=True)
         show = StageProgress()
         with show.stage('apply'):
-            done = apply_plan(made, allow_destructive=agreed)
+            done = apply_plan(made, allow_destructive=agreed, trust=trust, progress=show)
         return done.to_json(), '\n'.join(['applied' if done.changes else 'nothing to apply', *done.failed])
 
     _print(run, as_json)
@@ -184,6 +185,7 @@ def snapshot(
         Path | None, typer.Option(help='Directory of the shards; .mmpipe/shards/DIR when left out.')
     ] = None,
     full: Annotated[bool, typer.Option('--full', help='Look at every row, not only at changed ones.')] = False,
+    allow_stale: Annotated[bool, typer.Option('--allow-stale', help='Take columns that older code made, too.')] = False,
     as_json: AsJson = False,
 ) -> None:
     """Freeze the pipeline's training view as shards: writes only rows that no shard holds yet."""
@@ -198,7 +200,7 @@ def snapshot(
         show = StageProgress()
         with show.stage('snapshot'):
             view = found.module('views').training_view()
-            made = freeze(root=root or found.root, full=full, progress=show, **view)
+            made = freeze(root=root or found.root, full=full, allow_stale=allow_stale, progress=show, **view)
         return made.to_json(), str(made)
 
     _print(run, as_json)

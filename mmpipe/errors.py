@@ -12,7 +12,8 @@
     │   └── BusyError          another writer holds the lock
     ├── SnapshotError          a training snapshot cannot be written
     │   ├── FieldError         rows of one field do not fit one description
-    │   └── SourceChangedError a file changed between ingest and snapshot
+    │   ├── SourceChangedError a file changed between ingest and snapshot
+    │   └── StaleColumnError   a column holds rows that other code made
     ├── ShardError             stored shards or manifests are missing, damaged or of another format
     ├── DataError              a batch, sampler or transform was asked for what the snapshot does not hold
     │   └── LabelError         a label outside its vocabulary
@@ -85,6 +86,10 @@ class FieldError(SnapshotError):
 
 class SourceChangedError(SnapshotError):
     """A source file changed between ingest and snapshot."""
+
+
+class StaleColumnError(SnapshotError):
+    """A computed column holds rows that other code, parameters, weights or inputs made."""
 
 
 class ShardError(MmpipeError):

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from mmpipe.home import shards_dir
+from mmpipe.ledger import Book, ColumnState
 from mmpipe.pipeline import runs_of
 from mmpipe.shards import open_snapshot
 from mmpipe.shards.manifest import latest_id
 from mmpipe.sources import quarantined
-from mmpipe.store import cell_errors, path_of, tables_in
+from mmpipe.store import base_of, cell_errors, path_of, tables_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class TableStatus:
         rows: rows in it.
         version: its Pixeltable version.
         failed: computed column to number of cells whose function raised.
+        stale: computed column to number of rows made by other code, parameters, weights or inputs than now.
+        unrecorded: computed column to number of rows that mmpipe did not write.
         quarantined: rows of its sources that could not be taken.
     """
 
@@ -33,6 +36,8 @@ class TableStatus:
     version: int
     failed: dict[str, int]
     quarantined: int
+    stale: dict[str, int]
+    unrecorded: dict[str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +67,15 @@ class Status:
             else f'{self.directory}: no tables; `mmpipe apply {self.directory}` makes them'
         ]
         for table in self.tables:
-            failed = ''.join(f', {name}: {count} cells failed' for name, count in table.failed.items())
+            failed = ''.join(
+                f', {name}: {count} {what}'
+                for what, counts in (
+                    ('cells failed', table.failed),
+                    ('stale', table.stale),
+                    ('unrecorded', table.unrecorded),
+                )
+                for name, count in counts.items()
+            )
             bad = f', {table.quarantined} in quarantine' if table.quarantined else ''
             lines.append(
                 f'  {table.kind:<6} {table.path:<28} {table.rows:>9,} rows  version {table.version}{bad}{failed}'
@@ -89,6 +102,12 @@ def status(directory: str, *, root: str | Path | None = None) -> Status:
     """
     bad = quarantined()
     tables = []
+    states: list[ColumnState] = []
+    for table in tables_in(directory):
+        if base_of(table) is table:
+            book = Book(table)
+            book.settle()
+            states += book.states()
     for table in tables_in(directory):
         path = path_of(table)
         metadata = table.get_metadata()
@@ -100,6 +119,12 @@ def status(directory: str, *, root: str | Path | None = None) -> Status:
                 version=metadata['version'],
                 failed={column: count for column, (count, _) in cell_errors(table).items()},
                 quarantined=sum(entry['table_path'] == path for entry in bad),
+                stale={state.column: state.stale for state in states if state.table == path and state.stale},
+                unrecorded={
+                    state.column: state.unrecorded
+                    for state in states
+                    if state.table == path and state.column and state.unrecorded
+                },
             )
         )
     root = Path(root or shards_dir(directory))

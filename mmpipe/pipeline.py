@@ -81,7 +81,7 @@ class Pipeline:
         from mmpipe.plans import plan
 
         tables = self.tables
-        pending = plan(tables, self.directory)
+        pending = plan(tables, self.directory, values=False)
         if pending.pending:
             raise SchemaError(
                 f"'{self.directory}' is not as pipelines/{self.name}/schema.py declares it ({len(pending.changes)} "

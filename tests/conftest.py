@@ -16,6 +16,8 @@ _HOME = Path(tempfile.mkdtemp(prefix='mmpipe-tests-'))
 os.environ['MMPIPE_HOME'] = str(_HOME)
 os.environ['PIXELTABLE_HOME'] = str(_HOME / 'pixeltable')
 os.environ['PIXELTABLE_VERBOSITY'] = '0'
+if 'PYTEST_XDIST_WORKER' in os.environ:  # a process per core already; more threads than cores make torch crawl
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 
 def pytest_sessionfinish() -> None:

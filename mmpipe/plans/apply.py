@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 from mmpipe.errors import DestructiveError, PlanError
-from mmpipe.plans.plan import Change, Plan, plan
+from mmpipe.ledger import column_prints, keeping
+from mmpipe.ledger.prints import dependents
+from mmpipe.plans.backfill import Progress, backfill, mark_filled
+from mmpipe.plans.plan import VALUES, Change, Plan, plan
 from mmpipe.store import (
+    base_of,
     carry_out_column,
     computed_columns,
     declared_models,
     failed_cells,
+    next_row_id,
     path_of,
     start,
+    tables_in,
     views_of,
     writer_lock,
 )
@@ -23,8 +30,10 @@ from mmpipe.store import (
 _log = logging.getLogger(__name__)
 
 
-def apply(planned: Plan, *, allow_destructive: bool = False) -> Plan:
-    """Make the catalog what the plan says.
+def apply(
+    planned: Plan, *, allow_destructive: bool = False, trust: bool = False, progress: Progress | None = None
+) -> Plan:
+    """Make the catalog what the plan says, and compute what it calls stale or unrecorded.
 
     An altered computed column is computed again for all its rows in the statement that alters it, so that no column
     mixes values of two definitions. A cell whose function raises stays null and keeps the error; it stops nothing, and
@@ -34,6 +43,9 @@ def apply(planned: Plan, *, allow_destructive: bool = False) -> Plan:
     Args:
         planned: what `mm.plan` returned.
         allow_destructive: whether changes that lose stored values may be done.
+        trust: take unrecorded rows for made by the code of now, instead of making them again; for tables that were
+            there before mmpipe came to them.
+        progress: called as `progress('apply', done, total, 'rows')` for each column that is computed again.
 
     Returns:
         The plan that was applied, with `failed` filled when cells could not be computed. The table classes are bound to
@@ -64,7 +76,7 @@ def apply(planned: Plan, *, allow_destructive: bool = False) -> Plan:
         if _schema_of(plan(planned.tables, planned.directory)) != _schema_of(planned):
             raise PlanError(f"'{planned.directory}' changed since this plan was made. Make a new one, and look at it.")
         try:
-            failed = tuple(_carry_out(pxt, planned, allow_destructive))
+            failed = (*_change_schema(pxt, planned, allow_destructive), *_compute(pxt, planned, progress, trust))
         except pxt.Error as error:
             raise PlanError(
                 f"Pixeltable refused a change in '{planned.directory}': {error} Correct the class that declares it; "
@@ -76,8 +88,49 @@ def apply(planned: Plan, *, allow_destructive: bool = False) -> Plan:
 
 
 def _schema_of(planned: Plan) -> list[Change]:
-    """The changes without their row counts, which an ingest in between may move."""
-    return [replace(change, rows=0) for change in planned.changes]
+    """The changes, less the row counts of those of the schema, which an ingest in between may move."""
+    return [change if change.action in VALUES else replace(change, rows=0) for change in planned.changes]
+
+
+def _change_schema(pxt: Any, planned: Plan, allow_destructive: bool) -> list[str]:
+    """Do the changes of the schema, and record what their statements computed."""
+    if not planned.schema:
+        planned.tables.update_all(planned.directory, allow_destructive=allow_destructive)
+        return []
+    there = [path_of(table) for table in tables_in(planned.directory) if base_of(table) is table]
+    with ExitStack() as locks:
+        for path in there:
+            locks.enter_context(writer_lock(f'table:{path}'))
+            with keeping(pxt.get_table(path)):  # tells apart what others wrote, before the versions of all rows move
+                pass
+        until = {path: next_row_id(pxt.get_table(path)) for path in there}
+        failed = list(_carry_out(pxt, planned, allow_destructive))
+        _note(pxt, planned, until)
+    return failed
+
+
+def _note(pxt: Any, planned: Plan, until: dict[str, int]) -> None:
+    """Record what the statements of a schema change computed."""
+    changed = {(c.table, c.name) for c in planned.schema if c.action in ('add', 'alter') and c.name}
+    made = {(c.table, '*') for c in planned.schema if c.action in ('create', 'recreate')} | changed
+    bases = {path_of(base_of(pxt.get_table(table))) for table, _ in made}
+    for base in bases:
+        made |= dependents(changed, column_prints(pxt.get_table(base)))
+    mark_filled(bases, made, until)
+
+
+def _compute(pxt: Any, planned: Plan, progress: Progress | None, trust: bool) -> Iterator[str]:
+    """Compute the columns that the plan calls stale or unrecorded, and yield a message per column with failed cells."""
+    columns: dict[str, list[tuple[str, str]]] = {}
+    for change in planned.values:
+        base = path_of(base_of(pxt.get_table(change.table)))
+        columns.setdefault(base, []).append((change.table, change.name))
+    for base, names in columns.items():
+        table = pxt.get_table(base)
+        if trust:
+            with writer_lock(f'table:{base}'), keeping(table) as book:
+                book.trust(names, next_row_id(table))
+        yield from backfill(table, names, progress=progress)
 
 
 def _carry_out(pxt: Any, planned: Plan, allow_destructive: bool) -> Iterator[str]:

@@ -7,9 +7,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mmpipe.errors import SchemaError
-from mmpipe.store import declared_models, path_of, start, views_of
+from mmpipe.ledger import Book
+from mmpipe.store import base_of, declared_models, path_of, start, views_of
 
-MARKERS = {'create': '+', 'add': '+', 'alter': '~', 'drop': '-', 'recreate': '±', 'unsupported': '!'}
+MARKERS = {
+    'create': '+', 'add': '+', 'alter': '~', 'drop': '-', 'recreate': '±', 'unsupported': '!', 'stale': '~',
+    'unrecorded': '?',
+}  # fmt: skip
+VALUES = ('stale', 'unrecorded')  # changes of values, not of the schema
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +23,9 @@ class Change:
 
     Args:
         action: create (a table), add, alter or drop (a column or index), recreate (a view whose iterator or filter
-            changed: its rows are computed again), unsupported (mmpipe and Pixeltable cannot do it in place).
+            changed: its rows are computed again), unsupported (mmpipe and Pixeltable cannot do it in place), stale (a
+            computed column with rows made by other code, parameters, weights or inputs than now), unrecorded (with rows
+            that mmpipe did not write, so that nobody knows what made them).
         table: path of the table or view.
         name: column or index; '' for the table itself.
         detail: what it becomes, as Pixeltable prints it.
@@ -66,6 +73,16 @@ class Plan:
         return bool(self.changes)
 
     @property
+    def schema(self) -> tuple[Change, ...]:
+        """The changes of tables and columns, without those of values alone."""
+        return tuple(change for change in self.changes if change.action not in VALUES)
+
+    @property
+    def values(self) -> tuple[Change, ...]:
+        """The columns whose values are to be computed again, or for the first time by mmpipe."""
+        return tuple(change for change in self.changes if change.action in VALUES)
+
+    @property
     def destructive(self) -> tuple[Change, ...]:
         """The changes that lose stored values."""
         return tuple(change for change in self.changes if change.destructive)
@@ -79,8 +96,11 @@ class Plan:
         if not self.changes:
             return f'{self.directory}: nothing to do, {len(self.unchanged)} tables and views are as declared.'
         counts = {action: sum(c.action == action for c in self.changes) for action in MARKERS}
-        said = ', '.join(f'{count} to {action}' if action != 'unsupported' else f'{count} unsupported'
-                         for action, count in counts.items() if count)  # fmt: skip
+        said = ', '.join(
+            f'{count} {action}' if action in (*VALUES, 'unsupported') else f'{count} to {action}'
+            for action, count in counts.items()
+            if count
+        )
         lost = len(self.destructive)
         tail = f'{lost} of them lose stored values.' if lost else 'Nothing is dropped.'
         return '\n'.join(
@@ -102,16 +122,17 @@ class Plan:
         }
 
 
-def plan(tables: Any, directory: str) -> Plan:
-    """Compare table classes with what is in a catalog directory. Reads only.
+def plan(tables: Any, directory: str, *, values: bool = True) -> Plan:
+    """Compare table classes, and the code behind their columns, with what is in a catalog directory. Reads only.
 
     Args:
         tables: base class made by `pxt.model_base()`, with the table classes declared under it.
         directory: catalog directory, such as 'shop'; it need not exist yet.
+        values: look for columns whose values the code would make otherwise now, too.
 
     Returns:
-        The plan. `print(plan)` shows it with a marker per change: + create or add, ~ alter, - drop, ± drop and make
-        again, ! not possible.
+        The plan. `print(plan)` shows it with a marker per change: + create or add, ~ alter or compute again, - drop,
+        ± drop and make again, ! not possible, ? not known to mmpipe.
 
     Raises:
         SchemaError: `tables` is not such a base class, holds no table, or has a name that cannot be used.
@@ -135,6 +156,8 @@ def plan(tables: Any, directory: str) -> Plan:
             f"the tables declared for '{directory}' do not fit the catalog: {error} Rename the table or column, or "
             f'remove what is there under its name.'
         ) from error
+    if values:
+        _values(pxt, found)
     _recreate_views_above(pxt, found)
     return Plan(
         directory=directory,
@@ -142,6 +165,32 @@ def plan(tables: Any, directory: str) -> Plan:
         unchanged=tuple(path for path, changes in found.items() if not changes),
         tables=tables,
     )
+
+
+def _values(pxt: Any, found: dict[str, list[Change]]) -> None:
+    """Columns with rows that other code made, or nobody knows which; of tables and columns that stay as they are."""
+    there = {path for path, changes in found.items() if not any(c.action in ('create', 'recreate') for c in changes)}
+    bases = {path_of(base_of(pxt.get_table(path))) for path in there}
+    for base in sorted(bases):
+        book = Book(pxt.get_table(base))
+        book.settle()
+        for state in book.states():
+            if state.table not in there or any(change.name == state.column for change in found[state.table]):
+                continue
+            why, name = state.why, state.column
+            if not name and state.stale:
+                detail = f'its iterator: {why}'
+                found[state.table] = [Change(action='recreate', table=state.table, detail=detail, rows=state.stale)]
+                there.remove(state.table)
+            elif name and state.stale:
+                found[state.table].append(
+                    Change(action='stale', table=state.table, name=name, detail=why, rows=state.stale)
+                )
+            if name and state.unrecorded:
+                why = 'rows that mmpipe did not write'
+                found[state.table].append(
+                    Change(action='unrecorded', table=state.table, name=name, detail=why, rows=state.unrecorded)
+                )
 
 
 def _recreate_views_above(pxt: Any, found: dict[str, list[Change]]) -> None:

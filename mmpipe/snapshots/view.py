@@ -77,6 +77,12 @@ class TrainingView:
             'fields': fields,
         }
 
+    def columns(self) -> set[tuple[str, str]]:
+        """(table or view, column) of every column that a field, the filter or the split reads, directly or not."""
+        definition = self.definition()
+        read = [*definition['fields'].values(), *(definition[name] for name in ('filter', 'split') if definition[name])]
+        return {(owner, column) for each in read for column, (owner, *_) in each['columns'].items()}
+
     def candidates(self, since: Mapping[str, Vector] | None) -> tuple[list[Rowid], list[Rowid] | None]:
         """Rows that may be new or changed, and rows that are gone; None for "every row that is not a candidate".
 

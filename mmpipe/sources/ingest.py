@@ -11,6 +11,7 @@ from typing import Any
 
 from mmpipe.cores import cores
 from mmpipe.errors import ConfigError, SchemaError, StoreError
+from mmpipe.ledger import keeping
 from mmpipe.sources.fit import Key, Row, Target, fit
 from mmpipe.sources.origin import ORIGIN
 from mmpipe.sources.quarantine import settle
@@ -147,10 +148,10 @@ def ingest(
     if chunk_rows is not None and chunk_rows < 1:
         raise ConfigError(f'chunk_rows={chunk_rows}: a chunk has at least one row; leave it out for a size that adapts')
     total = source.total()
-    outcome = Outcome()
     seen: dict[Key, str] = {}
     done = 0
-    with writer_lock(f'table:{path}'), ThreadPoolExecutor(threads or cores()) as pool:
+    with writer_lock(f'table:{path}'), ThreadPoolExecutor(threads or cores()) as pool, keeping(target) as book:
+        outcome = Outcome(book=book)
         for chunk in _chunks(source.records(key=aim.key, media=aim.media), chunk_rows):
             rows: list[Row] = []
             for record in chunk:
@@ -166,6 +167,7 @@ def ingest(
                     f"'{path}': none of the {outcome.refused} rows from {outcome.bad[0].place} on can be written, all "
                     f'for one reason: {outcome.hopeless}. They are in quarantine; the rest was not tried.'
                 )
+            book.keep()
             done += len(chunk)
             if progress is not None:
                 progress('ingest', done, total, 'rows')

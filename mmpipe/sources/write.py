@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmpipe.errors import StoreError
+from mmpipe.ledger import Book
 from mmpipe.sources.fit import Key, Row, Target, absent
 from mmpipe.sources.origin import ORIGIN, BadMedium, Entry, changed, inspect, recorded, renewed
 from mmpipe.sources.record import Bad
@@ -32,9 +33,12 @@ class Outcome:
     bad: list[Bad] = field(default_factory=list)
     refused: int = 0
     reasons: set[str] = field(default_factory=set)
+    book: Book | None = None
 
     def add(self, written: Written) -> None:
-        """Count what one write did beside its own rows."""
+        """Count what one write did beside its own rows, and note in the ledger what it computed."""
+        if self.book is not None:
+            self.book.record(written)
         self.view_rows += written.view_rows
         self.failed_cells += written.failed_cells
         self.failed_columns |= set(written.columns)

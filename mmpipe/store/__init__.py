@@ -2,9 +2,21 @@
 
 from mmpipe.store.declared import carry_out_column, column_functions, declared_models
 from mmpipe.store.engine import default_time_zone, start, stop_postgres
+from mmpipe.store.expressions import id_of
 from mmpipe.store.failure import machine_failure
-from mmpipe.store.feed import Changes, Rowid, Vector, changes_since, rowid_width, version_vector
+from mmpipe.store.feed import (
+    Changes,
+    Rowid,
+    Vector,
+    changes_since,
+    live_by_span,
+    live_rows,
+    rowid_width,
+    version_vector,
+    written_since,
+)
 from mmpipe.store.lock import writer_lock
+from mmpipe.store.made import Made, made_columns, next_row_id, tree_of
 from mmpipe.store.rows import narrowed, pages, rowid_expressions, select_rows
 from mmpipe.store.tables import (
     base_of,
@@ -21,12 +33,15 @@ from mmpipe.store.tables import (
     tables_in,
     views_of,
 )
-from mmpipe.store.write import Written, delete_rows, replace_rows, rows_with_keys, update_rows
+from mmpipe.store.write import Written, delete_rows, recompute_rows, replace_rows, rows_with_keys, update_rows
+from mmpipe.store.writing import Writing, writing
 
 __all__ = [
-    'Changes', 'Rowid', 'Vector', 'Written', 'base_of', 'carry_out_column', 'cell_errors', 'changes_since',
-    'column_functions', 'column_types', 'computed_columns', 'declared_models', 'default_time_zone', 'delete_rows',
-    'failed_cells', 'lineage', 'machine_failure', 'media_columns', 'narrowed', 'pages', 'path_of', 'primary_key',
+    'Changes', 'Made', 'Rowid', 'Vector', 'Writing', 'Written', 'base_of', 'carry_out_column', 'cell_errors',
+    'changes_since', 'column_functions', 'column_types', 'computed_columns', 'declared_models', 'default_time_zone',
+    'delete_rows', 'failed_cells', 'id_of', 'lineage', 'live_by_span', 'live_rows', 'machine_failure',
+    'made_columns', 'media_columns', 'narrowed', 'next_row_id', 'pages', 'path_of', 'primary_key', 'recompute_rows',
     'replace_rows', 'rowid_expressions', 'rowid_width', 'rows_with_keys', 'select_rows', 'start', 'stop_postgres',
-    'table_of', 'table_of_query', 'tables_in', 'update_rows', 'version_vector', 'views_of', 'writer_lock',
+    'table_of', 'table_of_query', 'tables_in', 'tree_of', 'update_rows', 'version_vector', 'views_of',
+    'writer_lock', 'writing', 'written_since',
 ]  # fmt: skip

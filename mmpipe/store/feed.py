@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sql
+from sqlalchemy.dialects.postgresql import ARRAY
 
 from mmpipe.errors import StoreError
 from mmpipe.store.tables import path_of
@@ -146,3 +147,61 @@ def _check_history(connection: Any, table: Any, since: Vector, now: Vector) -> N
                 f"'{path_of(table)}' or one of its bases was reverted behind version {version} since that version "
                 f'vector was taken. Read it from the start (a snapshot: full=True).'
             )
+
+
+def written_since(table: Any, since: Vector, ours: Sequence[range] = ()) -> tuple[set[int], Vector]:
+    """Base row ids of rows with a newer version than a version vector, and the vector of now, read in one transaction.
+
+    Args:
+        table: a table or view.
+        since: an earlier `version_vector` of it; only its first entry counts.
+        ours: versions of the table to leave out.
+
+    Raises:
+        StoreError: the table was reverted or made again since.
+    """
+    with _read(table) as connection:
+        versions = _chain(table)
+        now: Vector = tuple((str(tv.id), tv.version, tv.created_at) for tv in versions)
+        _check_history(connection, table, since[:1], now[:1])
+        if now[0][1] == since[0][1]:
+            return set(), now
+        store = versions[0].store_tbl
+        query = sql.select(store.rowid_columns()[0]).where(
+            store.v_min_col > since[0][1], store.v_min_col <= now[0][1], store.v_max_col > now[0][1]
+        )
+        for span in ours:
+            query = query.where(sql.not_(store.v_min_col.between(span[0], span[-1])))
+        return {row[0] for row in connection.execute(query)}, now
+
+
+def live_by_span(table: Any, bounds: Sequence[int]) -> list[int]:
+    """How many live rows have a base row id in each part that sorted bounds cut the row ids into, in one query.
+
+    Args:
+        table: a table or view.
+        bounds: ascending row ids; part 0 is below the first, part i from bound i - 1 on.
+    """
+    with _read(table) as connection:
+        version = _chain(table)[0]
+        store = version.store_tbl
+        rowid = store.rowid_columns()[0]
+        part = (
+            sql.func.width_bucket(rowid, sql.literal(list(bounds), ARRAY(sql.BigInteger))) if bounds else sql.literal(0)
+        )
+        live = (store.v_min_col <= version.version, store.v_max_col > version.version)
+        query = sql.select(part, sql.func.count()).where(*live).group_by(sql.literal_column('1'))
+        counts = {row[0]: row[1] for row in connection.execute(query.select_from(store.sa_tbl))}
+    return [counts.get(i, 0) for i in range(len(bounds) + 1)]
+
+
+def live_rows(table: Any, first: int, last: int) -> list[int]:
+    """Base row ids of the live rows of a table or view between two row ids, both included; sorted, each once."""
+    with _read(table) as connection:
+        version = _chain(table)[0]
+        store = version.store_tbl
+        rowid = store.rowid_columns()[0]
+        query = sql.select(rowid).where(
+            rowid.between(first, last), store.v_min_col <= version.version, store.v_max_col > version.version
+        )
+        return [row[0] for row in connection.execute(query.distinct().order_by(rowid))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sql
@@ -12,6 +12,7 @@ from sqlalchemy.dialects import postgresql
 from mmpipe.errors import StoreError
 from mmpipe.store.rows import rowid_expressions
 from mmpipe.store.tables import media_columns, path_of, primary_key
+from mmpipe.store.writing import Writing, writing
 
 # Written into the statement, not bound: Postgres has to see that the index is about just these.
 INDEXED: Any = sql.literal_column('256')  # characters of a key
@@ -27,12 +28,18 @@ class Written:
         view_rows: rows of its views written.
         failed_cells: cells of computed columns whose UDF raised; they are null and carry the error.
         columns: names of the columns with such cells, as 'table.column'.
+        writing: row ids and versions that it made.
+        updated: row ids of rows that were there before.
+        made: columns that were computed for those, as 'table.column'.
     """
 
     rows: int = 0
     view_rows: int = 0
     failed_cells: int = 0
     columns: tuple[str, ...] = ()
+    writing: Writing = field(default_factory=Writing)
+    updated: tuple[int, ...] = ()
+    made: tuple[str, ...] = ()
 
 
 def _rowids(table: Any, keys: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], int]:
@@ -95,15 +102,13 @@ def replace_rows(table: Any, rows: Sequence[dict[str, Any]], stale_keys: Sequenc
         Exception: whatever an iterator of a view or the database raised; nothing was written either.
     """
     from pixeltable.exceptions import Error
-    from pixeltable.runtime import get_runtime
 
-    path = table._tbl_version_path
     # None of these can be asked inside a transaction.
     name, media = table.get_metadata()['name'], media_columns(table)
     old = _rowids(table, stale_keys)
     stale = _among(table, old.values()) if old else None
     try:
-        with get_runtime().catalog.begin_xact(for_write=True, write_tvps=[path], lock_mutable_tree=True):
+        with writing(table) as done:
             if stale is not None:
                 table.delete(where=stale)
             status = table.insert(list(rows), on_error='ignore')
@@ -117,6 +122,7 @@ def replace_rows(table: Any, rows: Sequence[dict[str, Any]], stale_keys: Sequenc
         view_rows=status.cascade_row_count_stats.ins_rows,
         failed_cells=status.num_excs,
         columns=tuple(status.cols_with_excs),
+        writing=done,
     )
 
 
@@ -142,10 +148,33 @@ def update_rows(table: Any, rows: Sequence[dict[str, Any]]) -> Written:
         {'_rowid': (rowids[key],), **{name: value for name, value in row.items() if name not in names}}
         for key, row in zip(keys, rows, strict=True)
     ]
-    status = table.batch_update(by_rowid, cascade=True, if_not_exists='error')
+    with writing(table) as done:
+        status = table.batch_update(by_rowid, cascade=True, if_not_exists='error')
+    return _rewritten(status, done, rowids.values())
+
+
+def recompute_rows(table: Any, columns: Sequence[str], rowids: Sequence[int]) -> Written:
+    """Compute columns again for some base rows, and all columns that read them, those of views included.
+
+    A cell whose function raises becomes null and keeps the error.
+
+    Args:
+        table: the table or view that declares the columns.
+        columns: stored computed columns of it.
+        rowids: base row ids.
+    """
+    with writing(table) as done:
+        status = table.recompute_columns(*columns, where=_among(table, rowids), cascade=True)
+    return _rewritten(status, done, rowids)
+
+
+def _rewritten(status: Any, done: Writing, rowids: Iterable[int]) -> Written:
     return Written(
         rows=status.row_count_stats.num_rows,
         view_rows=status.cascade_row_count_stats.num_rows,
         failed_cells=status.num_excs,
         columns=tuple(status.cols_with_excs),
+        writing=done,
+        updated=tuple(rowids),
+        made=tuple(status.updated_cols),
     )

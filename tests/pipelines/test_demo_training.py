@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -66,20 +68,21 @@ def stop_at(rows):
 
 
 def test_a_training_that_was_stopped_goes_on_in_its_run_and_ends_as_one_that_was_not(snapshot, tmp_path):
+    name = Path(snapshot.root).name  # what the trainer calls its runs
     with pytest.raises(Stop):
         training.train(snapshot, runs=tmp_path / 'a', epochs=2, progress=stop_at(40))
-    update_run(open_run('demo', runs=tmp_path / 'a'), status='running')  # as a kill leaves it
+    update_run(open_run(name, runs=tmp_path / 'a'), status='running')  # as a kill leaves it
     run = training.train(snapshot, runs=tmp_path / 'a', epochs=2)
     whole = training.train(snapshot, runs=tmp_path / 'b', epochs=2)
-    assert (run.id, run.status) == ('demo/0001', 'finished')
+    assert (run.id, run.status) == (f'{name}/0001', 'finished')
     wanted = mm.load_model(whole).state_dict()
     assert all(torch.equal(value, wanted[name]) for name, value in mm.load_model(run).state_dict().items())
 
     with pytest.raises(Stop):
         training.train(snapshot, runs=tmp_path / 'a', epochs=2, continue_from=run, progress=stop_at(40))
-    assert training.train(snapshot, runs=tmp_path / 'a', epochs=2).id == 'demo/0003'  # from another parent: none
+    assert training.train(snapshot, runs=tmp_path / 'a', epochs=2).id == f'{name}/0003'  # from another parent: none
     further = training.train(snapshot, runs=tmp_path / 'a', epochs=2, continue_from=run)
-    assert (further.id, further.parent['run']) == ('demo/0002', 'demo/0001')
+    assert (further.id, further.parent['run']) == (f'{name}/0002', f'{name}/0001')
 
 
 def test_a_run_knows_its_classes_by_name_and_refuses_others_in_their_place(snapshot, tmp_path):
