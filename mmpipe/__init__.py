@@ -30,6 +30,8 @@ _WHERE: dict[str, str | None] = {
     'field': 'mmpipe.snapshots',
     'snapshot': 'mmpipe.snapshots',
     'SnapshotReport': 'mmpipe.snapshots',
+    'stratify': 'mmpipe.splits',
+    'StratifyReport': 'mmpipe.splits',
     'status': 'mmpipe.overview',
     # shared
     'Fingerprint': 'mmpipe.fingerprints',
@@ -96,6 +98,8 @@ if TYPE_CHECKING:
     from mmpipe.sources import IngestReport as IngestReport
     from mmpipe.sources import ingest as ingest
     from mmpipe.sources import quarantined as quarantined
+    from mmpipe.splits import StratifyReport as StratifyReport
+    from mmpipe.splits import stratify as stratify
     from mmpipe.train import Trainer as Trainer
     from mmpipe.train import classification as classification
     from mmpipe.train import load_model as load_model

@@ -36,8 +36,13 @@ def jpeg(image, quality):
     return buffer.getvalue()
 
 
+def read_rows():
+    """The rows of items.csv, as text."""
+    with (DATA / 'items.csv').open(encoding='utf-8') as file:
+        return list(csv.DictReader(file))
+
+
 def read_drawings():
     """(key, group, RGB image) of the bundled drawings that have a picture, every second one."""
-    with (DATA / 'items.csv').open(encoding='utf-8') as file:
-        rows = [row for row in csv.DictReader(file) if row['photo']][::2]
+    rows = [row for row in read_rows() if row['photo']][::2]
     return [(row['key'], row['group'], on_white(PIL.Image.open(DATA / row['photo']))) for row in rows]
