@@ -40,6 +40,8 @@ _WHERE: dict[str, str | None] = {
     'Snapshot': 'mmpipe.shards',
     'Rows': 'mmpipe.shards',
     'open_snapshot': 'mmpipe.shards',
+    'log': 'mmpipe.shards',
+    'SnapshotDiff': 'mmpipe.shards',
     'LeakReport': 'mmpipe.leaks',
     'check_leaks': 'mmpipe.leaks',
     'Run': 'mmpipe.runs',
@@ -91,6 +93,8 @@ if TYPE_CHECKING:
     from mmpipe.runs import open_run as open_run
     from mmpipe.shards import Rows as Rows
     from mmpipe.shards import Snapshot as Snapshot
+    from mmpipe.shards import SnapshotDiff as SnapshotDiff
+    from mmpipe.shards import log as log
     from mmpipe.shards import open_snapshot as open_snapshot
     from mmpipe.snapshots import SnapshotReport as SnapshotReport
     from mmpipe.snapshots import field as field

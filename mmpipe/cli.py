@@ -279,6 +279,29 @@ def leaks(
         raise typer.Exit(1)
 
 
+@app.command(epilog='Example: mmpipe log demo')
+def log(
+    pipeline: PipelineName,
+    directory: Directory = None,
+    root: Annotated[
+        Path | None, typer.Option(help='Directory of the shards; .mmpipe/shards/DIR when left out.')
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the pipeline's snapshots, newest first, with what each changed. Needs no Pixeltable."""
+
+    def run() -> tuple[Any, str]:
+        from mmpipe.pipeline import find_pipeline
+        from mmpipe.shards import log as read_log
+
+        place = root or find_pipeline(pipeline, directory=directory).root
+        entries = read_log(place)
+        lines = [str(entry) for entry in entries] or [f"no snapshots in '{place}'; `mmpipe snapshot` writes one"]
+        return {'root': str(place), 'snapshots': [entry.to_json() for entry in entries]}, '\n'.join(lines)
+
+    _print(run, as_json)
+
+
 def _number(value: Any) -> str:
     return f'{value:.4g}' if isinstance(value, float) else str(value)
 

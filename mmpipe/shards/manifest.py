@@ -64,7 +64,7 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Everything that defines a snapshot; its id is a digest of this content, without parent, time and versions.
+    """Everything that defines a snapshot. Its id is a digest of all but parent, time, changes and versions.
 
     Args:
         fields: the fields, in declaration order.
@@ -74,6 +74,7 @@ class Manifest:
         splits: live rows per split.
         parent: id of the snapshot this one extends.
         created: ISO 8601 time of the commit, UTC.
+        changes: counts of what it changed in the one it extends, when it was committed first. JSON.
         versions: versions of the tables it is pinned to, the newest ones with this content; empty when not known. JSON.
     """
 
@@ -84,6 +85,7 @@ class Manifest:
     splits: dict[str, int]
     parent: str | None = None
     created: str = ''
+    changes: dict[str, Any] = dataclass_field(default_factory=dict, compare=False)
     versions: dict[str, Any] = dataclass_field(default_factory=dict, compare=False)
     id: str = dataclass_field(default='', compare=False)
 
@@ -198,7 +200,8 @@ def save(root: Path, manifest: Manifest) -> str:
     identity = _checksum(content)[:16]
     head_path = root / 'manifests' / f'{identity}.json'
     if not head_path.exists():
-        head = {'id': identity, **content, 'parent': manifest.parent, 'created': manifest.created}
+        about = {name: getattr(manifest, name) for name in ('parent', 'created', 'changes')}
+        head = {'id': identity, **content, **about}
         head['checksum'] = _checksum(head)
         write_bytes(head_path, json.dumps(head, indent=1).encode())
     if manifest.versions and manifest.versions != load_versions(root, identity):
@@ -236,25 +239,18 @@ def latest_id(root: Path) -> str | None:
         raise ShardError(f"'{root}' is a file, and a snapshot root is a directory: name the directory") from None
 
 
-def load(root: Path, identity: str | None = None) -> Manifest:
-    """Read and check a manifest.
-
-    Args:
-        root: snapshot root.
-        identity: snapshot id; the latest when None.
+def load_head(root: Path, identity: str) -> dict[str, Any]:
+    """Read and check the head of a manifest: all but its lists of shards and of dropped rows.
 
     Raises:
-        ShardError: no such snapshot, a checksum that does not match, a missing shard, or another format version.
+        ShardError: no such snapshot, a checksum that does not match, or another format version.
     """
-    identity = identity or latest_id(root)
-    if identity is None:
-        raise ShardError(f"no snapshot in '{root}'. Write one with mm.snapshot(...) or `mmpipe snapshot`.")
     path = root / 'manifests' / f'{identity}.json'
     try:
         head = json.loads(path.read_text())
         checksum = head.pop('checksum')
     except FileNotFoundError:
-        have = ', '.join(sorted(p.stem for p in (root / 'manifests').glob('*.json'))) or 'none'
+        have = ', '.join(ids(root)) or 'none'
         raise ShardError(
             f"no snapshot '{identity}' in '{root}'; there: {have}. Open one of these, or the latest."
         ) from None
@@ -269,6 +265,28 @@ def load(root: Path, identity: str | None = None) -> Manifest:
             f"'{path}' has format {head['format']} {head['version']}, this mmpipe reads {FORMAT} {VERSION}. "
             f'Install the mmpipe that wrote it, or write the snapshot again into a new root.'
         )
+    return head
+
+
+def ids(root: Path) -> list[str]:
+    """Ids of the snapshots of a root, in alphabetical order."""
+    return sorted(path.stem for path in (root / 'manifests').glob('*.json'))
+
+
+def load(root: Path, identity: str | None = None) -> Manifest:
+    """Read and check a manifest.
+
+    Args:
+        root: snapshot root.
+        identity: snapshot id; the latest when None.
+
+    Raises:
+        ShardError: no such snapshot, a checksum that does not match, a missing shard, or another format version.
+    """
+    identity = identity or latest_id(root)
+    if identity is None:
+        raise ShardError(f"no snapshot in '{root}'. Write one with mm.snapshot(...) or `mmpipe snapshot`.")
+    head = load_head(root, identity)
     shard_table = _read_checked(root, head['shards'])
     dropped = _read_checked(root, head['dropped'])
     columns = shard_table.to_pydict()
@@ -293,6 +311,7 @@ def load(root: Path, identity: str | None = None) -> Manifest:
         splits=head['splits'],
         parent=head['parent'],
         created=head['created'],
+        changes=head.get('changes', {}),
         versions=load_versions(root, identity),
         id=identity,
     )

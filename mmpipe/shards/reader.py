@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,9 @@ from mmpipe.shards import manifest as manifests
 from mmpipe.shards.column import one_array
 from mmpipe.shards.field import Column, Field
 from mmpipe.shards.manifest import Manifest
+
+if TYPE_CHECKING:
+    from mmpipe.shards.history import SnapshotDiff
 
 
 def open_snapshot(root: str | Path, id: str | None = None) -> Snapshot:
@@ -147,6 +150,25 @@ class Snapshot:
             )
         rows = self.rows()
         return rows.take(np.flatnonzero(rows.system('_split') == name))
+
+    def diff(self, before: Snapshot) -> SnapshotDiff:
+        """What this snapshot holds that an earlier one does not, and the other way round; see `SnapshotDiff`.
+
+        Args:
+            before: any snapshot, such as `open_snapshot(root, id)`; it may lie in another root.
+
+        >>> import tempfile
+        >>> from mmpipe.shards import Block, write_snapshot
+        >>> fields, root = [Field(name='price', kind='scalar', dtype='float32')], tempfile.mkdtemp()
+        >>> old = write_snapshot(root, fields, Block(keys=['a', 'b', 'c'], columns={'price': [1.0, 2.0, 3.0]}))
+        >>> new = write_snapshot(root, fields, Block(keys=['b', 'c', 'd'], columns={'price': [2.0, 4.0, 5.0]}))
+        >>> found = new.diff(old)
+        >>> found.added, found.removed, found.changed
+        (('d',), ('a',), {'price': ('c',)})
+        """
+        from mmpipe.shards.history import diff
+
+        return diff(before, self)
 
     def verify(self) -> None:
         """Re-read every shard and compare its digest.

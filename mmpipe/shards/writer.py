@@ -96,6 +96,7 @@ def commit(
     splits: Mapping[str, int] | None = None,
     parent: str | None = None,
     versions: Mapping[str, Any] | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> Snapshot:
     """Make the given shards the current snapshot of a root, in one pointer write.
 
@@ -108,6 +109,7 @@ def commit(
         splits: live rows per split.
         parent: id of the snapshot this one extends.
         versions: versions of the tables the rows were read at, as JSON values; no part of the content.
+        changes: counts for `mm.log`, as JSON values; no part of the content.
 
     Returns:
         The snapshot. Committing the same content again gives the same id, and writes nothing but other versions.
@@ -122,7 +124,8 @@ def commit(
             source=dict(source or {}),
             splits=dict(sorted((splits or {}).items())),
             parent=parent,
-            created=datetime.now(UTC).isoformat(timespec='seconds'),
+            created=datetime.now(UTC).isoformat(timespec='milliseconds'),
+            changes=dict(changes or {}),
             versions=dict(versions or {}),
         ),
     )
@@ -149,4 +152,5 @@ def write_snapshot(
         raise FieldError(f"two rows have the key '{twice}', and keys are unique in a snapshot: leave one of them out")
     splits = list(block.splits) if block.splits is not None else [''] * len(block.keys)
     shard = write_block(root, fields, block, index=0)
-    return commit(root, fields, [shard], source=source, splits={name: splits.count(name) for name in set(splits)})
+    counts = {name: splits.count(name) for name in set(splits)}
+    return commit(root, fields, [shard], source=source, splits=counts, changes={'inserted': len(block.keys)})

@@ -14,6 +14,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -159,6 +160,19 @@ class Delta:
             for shard in self._there
         ]
         return [shard for shard in [*kept, *self._new] if shard.fields and shard.block not in gone]
+
+    def changes(self) -> dict[str, Any]:
+        """What it changes, as counts, for the log of the root."""
+        before = self.old.snapshot.fields if self.old.snapshot is not None else {}
+        now = [item.name for item in self.fields]
+        return {
+            'inserted': self.inserted,
+            'updated': self.updated,
+            'dropped': self.masked,
+            'cells': self.cells,
+            'fields_added': [name for name in now if before and name not in before],
+            'fields_removed': [name for name in before if name not in now],
+        }
 
     def abandon(self) -> None:
         """Leave no file half-written behind."""

@@ -208,6 +208,7 @@ def _attempt(
         splits={name: count for name, count in delta.splits.items() if count},
         parent=previous.id if previous is not None else None,
         versions={path: [list(entry) for entry in vector] for path, vector in vectors.items()},
+        changes=delta.changes(),
     )
     return SnapshotReport(
         snapshot=made, table=path_of(view.table), inserted=delta.inserted, updated=delta.updated, dropped=delta.masked,

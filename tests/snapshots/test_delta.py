@@ -12,9 +12,9 @@ import pytest
 from fields import as_python, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from snapshots import files
+from snapshots import content, files
 
-from mmpipe.shards import Field, column, commit, open_snapshot
+from mmpipe.shards import Field, column, commit, log, open_snapshot
 from mmpipe.shards.field import content_digest
 from mmpipe.snapshots import delta as delta_module
 from mmpipe.snapshots.delta import Delta, Old, text_of
@@ -196,7 +196,7 @@ def test_many_deltas_read_as_the_rows_do_and_write_no_byte_of_what_is_as_it_was(
 
 
 def play(world, steps):
-    was, before = {}, {}
+    was, before, history = {}, {}, {}
     for step in [('insert', 0, {0, 1, 2}), *steps]:
         world.play(step)
         anew = written_anew(open_snapshot(world.root) if was else None, world.fields)
@@ -213,10 +213,13 @@ def play(world, steps):
         assert delta.cells == {
             name: count for name in world.forms if (count := sum(name in stale[rowid] for rowid in partly))
         }
-        was, before = now, after
+        was, before, history[snapshot.id] = now, after, content(snapshot)
     _, again = world.freeze()
     assert again.id == snapshot.id
     assert files(world.root) == before
+    assert {entry.id for entry in log(world.root)} == history.keys()
+    for identity, held in history.items():
+        assert content(open_snapshot(world.root, identity)) == held
     scratch = World(world.root / 'scratch')
     scratch.rows, scratch.forms = world.rows, world.forms
     assert read_back(world, scratch.freeze()[1]) == now
