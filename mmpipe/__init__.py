@@ -22,6 +22,7 @@ _WHERE: dict[str, str | None] = {
     'Plan': 'mmpipe.plans',
     'plan': 'mmpipe.plans',
     'apply': 'mmpipe.plans',
+    'retry': 'mmpipe.plans',
     'sources': None,
     'ingest': 'mmpipe.sources',
     'IngestReport': 'mmpipe.sources',
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
     from mmpipe.plans import Plan as Plan
     from mmpipe.plans import apply as apply
     from mmpipe.plans import plan as plan
+    from mmpipe.plans import retry as retry
     from mmpipe.runs import Run as Run
     from mmpipe.runs import open_run as open_run
     from mmpipe.shards import Rows as Rows

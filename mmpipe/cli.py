@@ -124,11 +124,34 @@ def apply(
     _print(run, as_json)
 
 
+@app.command(epilog='Example: mmpipe retry demo')
+def retry(pipeline: PipelineName, directory: Directory = None, as_json: AsJson = False) -> None:
+    """Compute the cells again whose function raised, after the function or the file has been mended."""
+
+    def run() -> tuple[Any, str]:
+        from mmpipe.pipeline import find_pipeline
+        from mmpipe.plans import retry as try_again
+        from mmpipe.progress import StageProgress
+
+        found = find_pipeline(pipeline, directory=directory)
+        found.bind()
+        show = StageProgress()
+        with show.stage('retry'):
+            done = try_again(found.directory, progress=show)
+        return done.to_json(), str(done)
+
+    _print(run, as_json)
+
+
 @app.command(epilog='Example: mmpipe ingest demo examples/data')
 def ingest(
     pipeline: PipelineName,
     folder: Annotated[Path, typer.Argument(metavar='FOLDER', help="What the pipeline's views.sources() reads.")],
     directory: Directory = None,
+    prune: Annotated[bool, typer.Option('--prune', help='Remove rows that the source no longer has.')] = False,
+    prune_all: Annotated[
+        bool, typer.Option('--prune-all', help='The same, even when that is more than half of them.')
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Bring the tables up to date with a folder: only what is new or changed. What is bad goes to quarantine."""
@@ -149,7 +172,8 @@ def ingest(
         show = StageProgress()
         with show.stage('ingest'):
             reports = [
-                bring_in(table, source, progress=show) for table, source in found.module('views').sources(folder)
+                bring_in(table, source, prune='all' if prune_all else prune, progress=show)
+                for table, source in found.module('views').sources(folder)
             ]
         computed = cells_by_column(tables, Counter(counts()) - before)
         result = {

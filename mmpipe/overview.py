@@ -99,6 +99,9 @@ def status(directory: str, *, root: str | Path | None = None) -> Status:
 
     Returns:
         A value that prints well. A directory that does not exist has no tables.
+
+    >>> [(table.path, table.rows, table.quarantined) for table in mm.status('shop').tables]  # doctest: +SKIP
+    [('shop/products', 2, 1)]
     """
     bad = quarantined()
     tables = []

@@ -2,5 +2,6 @@
 
 from mmpipe.plans.apply import apply
 from mmpipe.plans.plan import Change, Plan, plan
+from mmpipe.plans.retry import RetryReport, retry
 
-__all__ = ['Change', 'Plan', 'apply', 'plan']
+__all__ = ['Change', 'Plan', 'RetryReport', 'apply', 'plan', 'retry']

@@ -76,3 +76,10 @@ def pages(rowids: Sequence[Rowid], size: int) -> Iterator[Sequence[Rowid]]:
             end -= 1
         yield rowids[start:end]
         start = end
+
+
+def failed_rows(table: Any, column: str) -> list[int]:
+    """Base row ids of the rows in which a computed column's function raised; sorted, each once."""
+    row_id = rowid_expressions(table)[0]
+    failed = table.where(getattr(table, column).errortype != None)  # noqa: E711 (Pixeltable overloads it)
+    return sorted({row['row_id'] for row in failed.select(row_id=row_id).collect()})

@@ -135,7 +135,7 @@ def failed_cells(table: Any, columns: list[str] | None = None) -> Iterator[str]:
     for name, (count, messages) in cell_errors(table, columns, limit=1).items():
         yield (
             f'{path}.{name}: {count} cells are null, since their function raised: {messages[0]}. Correct it or the '
-            f"row, then pxt.get_table('{path}').recompute_columns('{name}', errors_only=True)"
+            f"row, then mm.retry('{path.rpartition('/')[0]}')"
         )
 
 

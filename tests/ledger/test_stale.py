@@ -211,3 +211,21 @@ def test_a_snapshot_refuses_stale_columns_and_says_what_to_run(
     assert mm.snapshot(query=table, root=tmp_path / 'other', fields={'other': table.other}).inserted == 10
     with pytest.raises(StaleColumnError):
         mm.snapshot(table.where(table.made > 3), root=tmp_path / 'filtered', fields={'other': table.other})
+
+
+def test_failed_cells_are_computed_again_once_their_function_is_mended(
+    things, directory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = write_csv(tmp_path / 'b.csv', [{'key': 'unlucky', 'x': 13}])
+    mm.ingest(f'{directory}/things', mm.sources.rows(more))
+    again = mm.retry(directory)
+    assert again.tried == {f'{directory}/things.made': 1, f'{directory}/things.more': 1}
+    assert [text.partition(':')[0] for text in again.failed] == [f'{directory}/things.made']
+    monkeypatch.setattr(multiplied, 'UNLUCKY', 14)
+    reset()
+    done = mm.retry(directory)
+    assert done.tried == {f'{directory}/things.made': 1}  # what reads it is computed with it
+    assert done.failed == ()
+    assert counts() == {'times': 1, 'plus': 1, 'minus': 1}
+    assert values(directory)['more'][-1] == 27
+    assert str(mm.retry(directory)) == 'no cell has failed'

@@ -29,7 +29,7 @@ def test_the_examples_run_in_the_order_of_a_pipeline(pixeltable_home, tmp_path, 
     write_csv(tmp_path / 'products.csv', [*rows, {'key': 'pot', 'photo': 'pot.jpg', 'price': 1}])
     pxt.drop_dir('shop', force=True, if_not_exists='ignore')
     try:
-        for function in (mm.plan, mm.apply, mm.ingest, mm.quarantined):
+        for function in (mm.plan, mm.apply, mm.ingest, mm.quarantined, mm.retry, mm.status):
             text = function.__doc__.replace('  # doctest: +SKIP', '')
             namespace = {'mm': mm, 'Tables': Tables, 'Products': Products}
             example = doctest.DocTestParser().get_doctest(text, namespace, function.__name__, None, 0)

@@ -361,7 +361,7 @@ def test_a_function_that_raises_on_one_row_gives_a_null_cell_and_an_error_with_t
         'numbers.twice: 1 cells are null',
         "row 'k13'",
         '13 is unlucky',
-        "recompute_columns('twice', errors_only=True)",
+        "then mm.retry('",
     ):
         assert word in message
     assert message in str(report)

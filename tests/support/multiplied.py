@@ -8,13 +8,14 @@ from mmpipe.functions import counted
 
 FACTOR = 2
 PLUS = 1
+UNLUCKY = 13
 
 
 @pxt.udf
 @counted
 def times(x: int) -> int:
-    if x == 13:
-        raise ValueError('13 is unlucky')
+    if x == UNLUCKY:
+        raise ValueError(f'{x} is unlucky')
     return FACTOR * x
 
 
