@@ -152,6 +152,10 @@ def ingest(
     prune_all: Annotated[
         bool, typer.Option('--prune-all', help='The same, even when that is more than half of them.')
     ] = False,
+    prune: Annotated[bool, typer.Option('--prune', help='Remove rows that the source no longer has.')] = False,
+    prune_all: Annotated[
+        bool, typer.Option('--prune-all', help='The same, even when that is more than half of them.')
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Bring the tables up to date with a folder: only what is new or changed. What is bad goes to quarantine."""

@@ -48,6 +48,12 @@ class Every:
         """Name of the whole source; with the step, so that what is in quarantine for the rest of it stays there."""
         return self.source.name if self.step == 1 else f'{self.source.name} (every {self.step}th)'
 
+    @property
+    def part_of(self) -> str | None:
+        """Name of the whole source, when this is not all of it: then nothing can be said of rows that are not in it."""
+        whole = getattr(self.source, 'part_of', None)
+        return whole or (self.source.name if self.step > 1 else None)
+
     def total(self) -> int | None:
         """Its share of the source's total, rounded up."""
         total = self.source.total()

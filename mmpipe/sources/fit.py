@@ -42,6 +42,7 @@ class Target:
         types: its stored, non-computed columns with their Pixeltable types.
         media: its media columns, and image, video, audio or document for each.
         computed: names of its computed columns, for messages.
+        source: name of the source, for the `origin` of its rows.
     """
 
     path: str
@@ -49,6 +50,7 @@ class Target:
     types: Mapping[str, Any]
     media: Mapping[str, str]
     computed: frozenset[str] = frozenset()
+    source: str = ''
 
 
 def fit(record: Record, target: Target, seen: dict[Key, str]) -> Row | Bad:

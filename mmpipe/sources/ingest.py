@@ -13,6 +13,7 @@ from mmpipe.cores import cores
 from mmpipe.errors import ConfigError, SchemaError, StoreError
 from mmpipe.ledger import keeping
 from mmpipe.sources.fit import Key, Row, Target, fit
+from mmpipe.sources.gone import Prune, first_keys, gone_rows, listed, prune_rows, whole_name
 from mmpipe.sources.origin import ORIGIN
 from mmpipe.sources.quarantine import settle
 from mmpipe.sources.record import Bad, Record, Source
@@ -51,6 +52,9 @@ class IngestReport:
         view_rows: rows of views over the table that came with them.
         quarantined: rows of the source that are in quarantine now.
         quarantine_written: entries of the quarantine that were added, changed or removed.
+        gone: rows that an earlier ingest of this source brought in, and that it no longer has.
+        removed: those of them that were deleted, since `prune` asked for it.
+        gone_keys: keys of the first few.
         failed_cells: computed cells whose UDF raised; null, with the error kept beside them.
         errors: a few messages of such cells, each with its column.
         bad: the quarantined rows.
@@ -65,20 +69,28 @@ class IngestReport:
     view_rows: int = 0
     quarantined: int = 0
     quarantine_written: int = 0
+    gone: int = 0
+    removed: int = 0
+    gone_keys: tuple[str, ...] = ()
     failed_cells: int = 0
     errors: tuple[str, ...] = ()
     bad: tuple[Bad, ...] = field(default=(), repr=False)
 
     @property
     def written(self) -> int:
-        """Rows written anywhere: table, views and quarantine. 0 when nothing was new."""
-        return self.inserted + self.replaced + self.updated + self.touched + self.view_rows + self.quarantine_written
+        """Rows written or deleted anywhere: table, views and quarantine. 0 when nothing was new."""
+        changed = self.inserted + self.replaced + self.updated + self.touched + self.removed
+        return changed + self.view_rows + self.quarantine_written
 
     def __str__(self) -> str:
         parts = [f'{self.inserted} new', f'{self.replaced} with changed files', f'{self.updated} with changed values']
         parts += [f'{self.touched} only touched'] if self.touched else []
         parts += [f'{self.unchanged} unchanged', f'{self.quarantined} in quarantine']
+        parts += [f'{self.removed} removed'] if self.removed else []
         line = f'{self.table}: {", ".join(parts)}'
+        if self.gone > self.removed:
+            which = listed(self.gone_keys, self.gone)
+            line += f'\n  {self.gone} rows are gone from the source ({which}): prune=True (--prune) removes them'
         for bad in self.bad[:5]:
             what = f"{bad.column} '{bad.path}'" if bad.path else bad.column
             row = f", row '{bad.key}'" if bad.key and bad.key not in bad.place else ''
@@ -94,6 +106,7 @@ def ingest(
     *,
     chunk_rows: int | None = None,
     threads: int | None = None,
+    prune: Prune = False,
     progress: Progress | None = None,
 ) -> IngestReport:
     """Bring a table up to date with a source.
@@ -110,6 +123,9 @@ def ingest(
         chunk_rows: rows per insert; what a crash can cost. When None, it starts at 32 and doubles up to 1024 as long as
             a chunk takes less than a second.
         threads: how many files are opened at once; the number of cores when None.
+        prune: delete the rows, with their rows in views, that an earlier ingest of this source brought in and that it
+            no longer has; a snapshot then masks them. Refused when it would be more than half of those rows, as of a
+            source that is empty for once, or when a bad row may be one of them: 'all' removes them even then.
         progress: called as `progress('ingest', done, total, 'rows')`.
 
     Returns:
@@ -119,7 +135,7 @@ def ingest(
         SchemaError: no primary key, no `origin`, a view, or a class that is not bound.
         ConfigError: `chunk_rows` is below 1.
         SourceError: the source cannot be read, or its first row has a column that the table lacks (a later row of JSON
-            lines goes into quarantine).
+            lines goes into quarantine); or `prune` is refused, when all else is done.
         BusyError: another process keeps writing the table.
         MissingExtraError: a package that opens a file is not installed.
         StoreError: every row so far is refused for the same reason, such as a missing required column (they are in
@@ -138,7 +154,7 @@ def ingest(
         raise SchemaError(f"'{path}' is a view: rows go into its base table '{path_of(base_of(target))}'")
     aim = Target(
         path=path, key=primary_key(target), types=column_types(target), media=media_columns(target),
-        computed=frozenset(computed_columns(target)),
+        computed=frozenset(computed_columns(target)), source=whole_name(source),
     )  # fmt: skip
     if not aim.key:
         raise SchemaError(f"'{path}' has no primary key, so a row cannot be found again. Declare one: "
@@ -172,6 +188,9 @@ def ingest(
             if progress is not None:
                 progress('ingest', done, total, 'rows')
         quarantine_written = settle(target, source.name, outcome.bad)
+        gone, known = gone_rows(target, source, seen, outcome.bad)
+        before = known - outcome.inserted
+        removed = prune_rows(target, aim, source, gone, before, outcome.bad, prune) if prune else 0
     failing = (target, *views_of(target)) if outcome.failed_cells else ()
     errors = (message for each in failing for message in failed_cells(each))
     return IngestReport(
@@ -179,7 +198,7 @@ def ingest(
         touched=outcome.touched, unchanged=outcome.unchanged, view_rows=outcome.view_rows,
         failed_cells=outcome.failed_cells,
         quarantined=len(outcome.bad), quarantine_written=quarantine_written,
-        errors=tuple(errors), bad=tuple(outcome.bad),
+        gone=len(gone), removed=removed, gone_keys=first_keys(gone), errors=tuple(errors), bad=tuple(outcome.bad),
     )  # fmt: skip
 
 

@@ -101,7 +101,7 @@ def write(table: Any, rows: Sequence[Row], target: Target, pool: ThreadPoolExecu
             values = {name: value for name, value in row.values.items() if not _same(old[name], value)}
             record = renewed(entry, recorded(old))
             if record != recorded(old):
-                values[ORIGIN] = {**(old[ORIGIN] or {}), 'media': record}
+                values[ORIGIN] = {'source': target.source, **(old[ORIGIN] or {}), 'media': record}
             if values:
                 part = touches if set(values) == {ORIGIN} else updates
                 part.append((row, {**dict(zip(target.key, row.key, strict=True)), **values}))
@@ -134,7 +134,7 @@ def _whole(row: Row, entry: Entry, old: Mapping[str, Any], target: Target) -> di
     kept = {name: value for name, value in old.items() if name not in row.media}
     files = {name: item['path'] for name, item in entry.items() if name in target.media}
     everything = {**dict.fromkeys(target.media), **kept, **row.values, **files}
-    return {**everything, ORIGIN: {'place': row.place, 'media': entry}}
+    return {**everything, ORIGIN: {'source': target.source, 'place': row.place, 'media': entry}}
 
 
 def _same(stored: Any, value: Any) -> bool:
