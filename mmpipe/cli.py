@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import sys
 from collections.abc import Callable
@@ -148,10 +149,6 @@ def ingest(
     pipeline: PipelineName,
     folder: Annotated[Path, typer.Argument(metavar='FOLDER', help="What the pipeline's views.sources() reads.")],
     directory: Directory = None,
-    prune: Annotated[bool, typer.Option('--prune', help='Remove rows that the source no longer has.')] = False,
-    prune_all: Annotated[
-        bool, typer.Option('--prune-all', help='The same, even when that is more than half of them.')
-    ] = False,
     prune: Annotated[bool, typer.Option('--prune', help='Remove rows that the source no longer has.')] = False,
     prune_all: Annotated[
         bool, typer.Option('--prune-all', help='The same, even when that is more than half of them.')
@@ -328,6 +325,42 @@ def log(
         return {'root': str(place), 'snapshots': [entry.to_json() for entry in entries]}, '\n'.join(lines)
 
     _print(run, as_json)
+
+
+@app.command(epilog='Example: mmpipe gc demo --dry-run')
+def gc(
+    pipeline: PipelineName,
+    directory: Directory = None,
+    root: Annotated[
+        Path | None, typer.Option(help='Directory of the shards; .mmpipe/shards/DIR when left out.')
+    ] = None,
+    keep: Annotated[int, typer.Option(metavar='N', help='How many of the newest snapshots stay.')] = 1,
+    dry_run: Annotated[bool, typer.Option('--dry-run', help='Only say what would be removed.')] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove shards that no kept snapshot needs. Kept: the newest, those that runs name, and the last hour's files."""
+
+    def run() -> tuple[Any, str]:
+        from mmpipe.pipeline import find_pipeline
+        from mmpipe.shards import collect
+
+        place = root or find_pipeline(pipeline, directory=directory).root
+        with _as_writer(place):
+            done = collect(place, keep=keep, dry_run=dry_run)
+        return done.to_json(), str(done)
+
+    _print(run, as_json)
+
+
+def _as_writer(root: Path) -> contextlib.AbstractContextManager[None]:
+    """The writer lock of a root where Pixeltable is at home; elsewhere no snapshot of tables is written."""
+    from mmpipe.home import pixeltable_home
+
+    if importlib.util.find_spec('pixeltable') is None or not pixeltable_home().is_dir():
+        return contextlib.nullcontext()
+    from mmpipe.snapshots import root_lock
+
+    return root_lock(root)
 
 
 def _number(value: Any) -> str:

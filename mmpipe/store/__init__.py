@@ -16,7 +16,6 @@ from mmpipe.store.feed import (
     written_since,
 )
 from mmpipe.store.known import keys_where
-from mmpipe.store.known import keys_where
 from mmpipe.store.lock import writer_lock
 from mmpipe.store.made import Made, made_columns, next_row_id, tree_of
 from mmpipe.store.rows import failed_rows, narrowed, pages, rowid_expressions, select_rows
