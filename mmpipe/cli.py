@@ -352,7 +352,7 @@ def gc(
     _print(run, as_json)
 
 
-def _as_writer(root: Path) -> contextlib.AbstractContextManager[None]:
+def _as_writer(root: Path, *, wait_s: float = 60.0) -> contextlib.AbstractContextManager[None]:
     """The writer lock of a root where Pixeltable is at home; elsewhere no snapshot of tables is written."""
     from mmpipe.home import pixeltable_home
 
@@ -360,7 +360,7 @@ def _as_writer(root: Path) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
     from mmpipe.snapshots import root_lock
 
-    return root_lock(root)
+    return root_lock(root, wait_s=wait_s)
 
 
 def _number(value: Any) -> str:

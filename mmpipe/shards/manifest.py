@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
@@ -36,6 +37,7 @@ from mmpipe.shards.field import Field
 
 FORMAT = 'mmpipe-shards'
 VERSION = 1
+RENEW_S = 600.0  # seconds after which a file that is taken again is made young
 
 SHARD_LIST = pa.schema(
     [
@@ -114,9 +116,25 @@ def put(root: Path, folder: str, data: Any, suffix: str) -> tuple[str, str]:
     sha = sha256_of(data)
     path = f'{folder}/{sha[:32]}{suffix}'
     target = root / path
-    if not target.exists() or target.stat().st_size != memoryview(data).nbytes:
+    if not renew(target, memoryview(data).nbytes):
         write_bytes(target, data)
     return path, sha
+
+
+def renew(path: Path, size: int) -> bool:
+    """Whether a file of that size is there; if so it counts as young again, for it is about to be referred to.
+
+    >>> import tempfile
+    >>> renew(Path(tempfile.mkdtemp()) / 'a', 1)
+    False
+    """
+    try:
+        found = os.stat(path)
+        if found.st_size == size and time.time() - found.st_mtime > RENEW_S:
+            os.utime(path)
+    except FileNotFoundError:
+        return False
+    return found.st_size == size
 
 
 class NewFile:
@@ -154,7 +172,7 @@ class NewFile:
         os.fsync(self._file.fileno())
         self._file.close()
         target = self.root / path
-        if target.exists() and target.stat().st_size == self._size:
+        if renew(target, self._size):
             self._temporary.unlink()
         else:
             os.replace(self._temporary, target)
@@ -183,6 +201,7 @@ def save(root: Path, manifest: Manifest) -> str:
         The snapshot id, 16 hex digits.
     """
     _whole_blocks(manifest.shards, [item.name for item in manifest.fields], 'to be written')
+    _check_files(root, manifest.shards, 'to be written')
     rows = {name: [getattr(shard, name) for shard in manifest.shards] for name in SHARD_LIST.names}
     rows['fields'] = [list(shard.fields) for shard in manifest.shards]
     shard_path, shard_sha = put(root, 'manifests', table_bytes(pa.table(rows, schema=SHARD_LIST)), '.arrow')
@@ -198,12 +217,14 @@ def save(root: Path, manifest: Manifest) -> str:
         'splits': manifest.splits,
     }
     identity = _checksum(content)[:16]
-    head_path = root / 'manifests' / f'{identity}.json'
-    if not head_path.exists():
+    head_file = root / head_path(identity)
+    if head_file.exists():
+        renew(head_file, head_file.stat().st_size)
+    else:
         about = {name: getattr(manifest, name) for name in ('parent', 'created', 'changes')}
         head = {'id': identity, **content, **about}
         head['checksum'] = _checksum(head)
-        write_bytes(head_path, json.dumps(head, indent=1).encode())
+        write_bytes(head_file, json.dumps(head, indent=1).encode())
     if manifest.versions and manifest.versions != load_versions(root, identity):
         content = {'versions': manifest.versions, 'checksum': _checksum(manifest.versions)}
         write_json(_versions_file(root, identity), content)
@@ -223,6 +244,23 @@ def load_versions(root: Path, identity: str) -> dict[str, Any]:
 
 def _versions_file(root: Path, identity: str) -> Path:
     return root / 'versions' / f'{identity}.json'
+
+
+def head_path(identity: str) -> str:
+    """Path of a manifest's head, relative to the root."""
+    return f'manifests/{identity}.json'
+
+
+def files_of(root: Path, identity: str) -> set[str]:
+    """Paths of all files a snapshot needs, relative to the root.
+
+    Raises:
+        ShardError: no such snapshot, or damage that hides what it needs.
+    """
+    head = load_head(root, identity)
+    shards = _read_checked(root, head['shards'])['path'].to_pylist()
+    versions = _versions_file(root, identity).relative_to(root).as_posix()
+    return {head_path(identity), versions, head['shards']['path'], head['dropped']['path'], *shards}
 
 
 def _checksum(content: Any) -> str:
@@ -245,7 +283,7 @@ def load_head(root: Path, identity: str) -> dict[str, Any]:
     Raises:
         ShardError: no such snapshot, a checksum that does not match, or another format version.
     """
-    path = root / 'manifests' / f'{identity}.json'
+    path = root / head_path(identity)
     try:
         head = json.loads(path.read_text())
         checksum = head.pop('checksum')
@@ -296,13 +334,7 @@ def load(root: Path, identity: str | None = None) -> Manifest:
     )
     fields = tuple(Field.from_json(item) for item in head['fields'])
     shards = _whole_blocks(shards, [item.name for item in fields], identity)
-    for shard in shards:
-        file = root / shard.path
-        if not file.is_file() or file.stat().st_size != shard.bytes:
-            raise ShardError(
-                f"shard '{file}' of snapshot '{identity}' is missing or has not its {shard.bytes} bytes. "
-                f'Restore it, or write the snapshot again into a new root.'
-            )
+    _check_files(root, shards, identity)
     return Manifest(
         fields=fields,
         shards=shards,
@@ -315,6 +347,16 @@ def load(root: Path, identity: str | None = None) -> Manifest:
         versions=load_versions(root, identity),
         id=identity,
     )
+
+
+def _check_files(root: Path, shards: Sequence[Shard], identity: str) -> None:
+    for shard in shards:
+        file = root / shard.path
+        if not file.is_file() or file.stat().st_size != shard.bytes:
+            raise ShardError(
+                f"shard '{file}' of snapshot '{identity}' is missing or has not its {shard.bytes} bytes. "
+                f'Restore it, or write the snapshot again into a new root.'
+            )
 
 
 def _whole_blocks(shards: Sequence[Shard], names: Sequence[str], identity: str) -> tuple[Shard, ...]:

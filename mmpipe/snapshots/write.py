@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,7 @@ def snapshot(
     view = training_view(query, fields, split)
     if not allow_stale:
         refuse_stale(view.table, view.columns())
-    with writer_lock(f'snapshot:{Path(root).resolve()}', wait_s=wait_s):
+    with root_lock(root, wait_s=wait_s):
         for _ in range(ATTEMPTS):
             before = view.vectors()
             try:
@@ -161,6 +162,19 @@ def snapshot(
     raise SnapshotError(
         f"'{path_of(view.table)}' changed during each of {ATTEMPTS} attempts to read it. Pause the writer, then retry."
     )
+
+
+def root_lock(root: str | Path, *, wait_s: float = 60.0) -> AbstractContextManager[None]:
+    """What holds off other writers of a root while a `with` block runs.
+
+    Args:
+        root: directory of the shards.
+        wait_s: how long to wait for another writer, in seconds.
+
+    Raises:
+        BusyError: another process is writing this root, for longer than `wait_s`.
+    """
+    return writer_lock(f'snapshot:{Path(root).resolve()}', wait_s=wait_s)
 
 
 def _attempt(

@@ -10,6 +10,7 @@ import pytest
 from schemas import doubled, media_table, spread, write_csv
 
 import mmpipe as mm
+from mmpipe.cli import _as_writer
 from mmpipe.errors import (
     BusyError,
     ConfigError,
@@ -20,6 +21,7 @@ from mmpipe.errors import (
     SourceChangedError,
 )
 from mmpipe.shards import open_snapshot
+from mmpipe.snapshots import root_lock
 from mmpipe.store import writer_lock
 
 
@@ -92,6 +94,14 @@ def test_a_root_that_another_one_writes_is_busy_and_another_root_is_not(declared
             declared.freeze(wait_s=0)
         assert declared.freeze(root=declared.root / 'other', wait_s=0).inserted == 8
     assert declared.freeze(wait_s=0).written == 0
+
+
+def test_a_collection_waits_for_whoever_writes_its_root(declared):
+    declared.freeze()
+    with root_lock(declared.root), pytest.raises(BusyError, match=str(declared.root)):
+        _as_writer(declared.root, wait_s=0).__enter__()
+    with _as_writer(declared.root), pytest.raises(BusyError, match=str(declared.root)):
+        declared.freeze(wait_s=0)
 
 
 def test_empty_tables_and_filters_are_refused_and_keep_what_is_there(declared, directory):
