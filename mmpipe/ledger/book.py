@@ -34,7 +34,7 @@ from mmpipe.store import (
 
 DIRECTORY = 'mmpipe'
 TABLE = f'{DIRECTORY}/ledger'
-KEEP_S = 5.0
+KEEP_SHARE = 20  # storing takes a twentieth of the time at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class Book:
         self._columns: dict[tuple[str, str], _Column] = {}  # by table id and column
         self._vectors: dict[str, Vector] = {}  # by table id
         self._ours: dict[str, list[range]] = {}
-        self._kept = time.monotonic()
+        self._kept, self._cost = time.monotonic(), 0.0
         self._ids = {path: id_of(each) for path, each in self.tables.items()}
         self._stored = _read(self._ids[path_of(self.base)])
         for name, content in self._stored.get('columns', {}).items():
@@ -195,11 +195,13 @@ class Book:
         return [row for first, last in gaps if first <= last for row in live_rows(self.tables[path], first, last)]
 
     def keep(self) -> None:
-        """Store it when some seconds have passed: what a crash can leave unrecorded."""
-        if time.monotonic() - self._kept > KEEP_S:
+        """Store it, unless that was done just now: what a crash can leave unrecorded is a second of cheap work."""
+        if time.monotonic() - self._kept > KEEP_SHARE * self._cost:
+            started = time.monotonic()
             self.settle()
             self.save()
             self._kept = time.monotonic()
+            self._cost = self._kept - started
 
     def save(self) -> bool:
         """Store it, in one transaction; True when anything had changed."""

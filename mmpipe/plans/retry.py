@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmpipe.ledger import keeping
-from mmpipe.plans.backfill import CHUNK_ROWS, Progress
+from mmpipe.plans.backfill import Progress, chunks
 from mmpipe.store import (
     base_of,
     cell_errors,
@@ -68,10 +68,13 @@ def retry(directory: str, *, progress: Progress | None = None) -> RetryReport:
             for table in mine:
                 for column in cell_errors(table, limit=1):
                     rows = failed_rows(table, column)  # those that an earlier column mended are not among them
-                    for at in range(0, len(rows), CHUNK_ROWS):
-                        book.record(recompute_rows(table, [column], rows[at : at + CHUNK_ROWS]))
+                    done = 0
+                    for chunk in chunks(rows):
+                        book.record(recompute_rows(table, [column], chunk))
+                        book.keep()
+                        done += len(chunk)
                         if progress is not None:
-                            progress('retry', min(at + CHUNK_ROWS, len(rows)), len(rows), 'rows')
+                            progress('retry', done, len(rows), 'rows')
                     if rows:
                         tried[f'{path_of(table)}.{column}'] = len(rows)
     return RetryReport(tried=tried, failed=tuple(text for table in tables for text in failed_cells(table)))
