@@ -9,12 +9,15 @@ Nothing is run but imports that the function's module has done already. What can
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmpipe.fingerprints.walk import Walk, digest_of, name_of
+
+_one_at_a_time = threading.Lock()  # Python 3.11 parses wrongly in two threads at once: "recursion depth mismatch"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +92,9 @@ def fingerprint(
     True
     """
     walk = Walk()
-    walk.object(function, name_of(function))
-    walk.files(function, dict(constants or {}))
+    with _one_at_a_time:
+        walk.object(function, name_of(function))
+        walk.files(function, dict(constants or {}))
     counted = {f'package {name}': walk.packages[name] for name in count_packages if name in walk.packages}
     parts = dict(sorted({**walk.parts, **counted}.items()))
     return Fingerprint(

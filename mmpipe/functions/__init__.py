@@ -17,6 +17,7 @@ from mmpipe.home import configure_pixeltable
 configure_pixeltable()
 
 from mmpipe.functions.audio import log_mel, waveform
+from mmpipe.functions.caching import cached
 from mmpipe.functions.counting import counted, counts, reset
 from mmpipe.functions.document import document_chunks, document_text
 from mmpipe.functions.image import embed_image, pixels
@@ -26,6 +27,7 @@ from mmpipe.functions.text import embed_passage, embed_text
 from mmpipe.functions.video import embed_frame, mean_pool
 
 __all__ = [
+    'cached',
     'counted',
     'counts',
     'document_chunks',

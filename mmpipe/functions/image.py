@@ -14,6 +14,7 @@ from mmpipe.errors import BadInputError, ConfigError
 from mmpipe.fingerprints import loads
 from mmpipe.functions import models
 from mmpipe.functions.batching import in_batches
+from mmpipe.functions.caching import cached
 from mmpipe.functions.counting import counted
 from mmpipe.functions.parallel import in_pool
 from mmpipe.functions.types import array_type
@@ -63,6 +64,7 @@ def _(size: int, fit: str) -> ts.ColumnType:
 
 
 @pxt.udf
+@cached
 @counted
 @loads(models.image_files)
 async def embed_image(

@@ -10,11 +10,13 @@ from pixeltable import exprs
 from mmpipe.errors import FieldError
 from mmpipe.fingerprints import loads
 from mmpipe.functions import models
+from mmpipe.functions.caching import cached
 from mmpipe.functions.counting import counted
 from mmpipe.functions.image import image_vector, vector_type
 
 
 @pxt.udf
+@cached
 @counted
 @loads(models.image_files)
 async def embed_frame(
