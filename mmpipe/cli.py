@@ -336,18 +336,26 @@ def gc(
     ] = None,
     keep: Annotated[int, typer.Option(metavar='N', help='How many of the newest snapshots stay.')] = 1,
     dry_run: Annotated[bool, typer.Option('--dry-run', help='Only say what would be removed.')] = False,
+    compacted: Annotated[
+        bool, typer.Option('--compact', help='First write small, masked and partly replaced blocks as full ones.')
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Remove shards that no kept snapshot needs. Kept: the newest, those that runs name, and the last hour's files."""
 
     def run() -> tuple[Any, str]:
         from mmpipe.pipeline import find_pipeline
-        from mmpipe.shards import collect
+        from mmpipe.shards import collect, compact
 
+        if compacted and dry_run:
+            raise ConfigError('--compact writes a snapshot, and --dry-run changes nothing: give one of them')
         place = root or find_pipeline(pipeline, directory=directory).root
+        lines = []
         with _as_writer(place):
+            if compacted:
+                lines.append(f'compacted: {compact(place)!r}')
             done = collect(place, keep=keep, dry_run=dry_run)
-        return done.to_json(), str(done)
+        return done.to_json(), '\n'.join([*lines, str(done)])
 
     _print(run, as_json)
 

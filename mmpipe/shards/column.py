@@ -26,7 +26,8 @@ def pick(parts: Sequence[pa.Array], index: np.ndarray) -> pa.Array:
     [30, 1, None]
     """
     if not isinstance(parts[0], pa.ExtensionArray):
-        return pa.concat_arrays(parts).take(pa.array(index))
+        whole = parts[0] if len(parts) == 1 else pa.concat_arrays(parts)
+        return whole.take(pa.array(index))
     # A tensor that is null keeps its zeros: take() would put nulls among its elements, which numpy cannot map.
     kind = parts[0].storage.type
     out = np.zeros((len(index), kind.list_size), dtype=kind.value_type.to_pandas_dtype())

@@ -110,6 +110,11 @@ class Snapshot:
             table = self._tables[block, shard.path] = pa.ipc.open_file(source).read_all()
         return table
 
+    def forget(self) -> None:
+        """Let go of the files mapped so far; they are mapped again where they are needed."""
+        self._tables.clear()
+        self._columns.clear()
+
     def stored(self, block: int, name: str) -> pa.ChunkedArray:
         """A stored column of a block as Arrow holds it, masked rows and system columns (see `Rows.system`) included."""
         anchor = name.removeprefix('_digest.')

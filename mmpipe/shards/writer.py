@@ -18,6 +18,7 @@ from mmpipe.shards.field import DIGEST_BYTES, Field, content_digest, encode
 from mmpipe.shards.manifest import Manifest, Shard
 from mmpipe.shards.reader import Snapshot, open_snapshot
 
+BLOCK_BYTES = 64 << 20  # rows gathered in memory before they are written as one shard
 NO_ROWS_DROPPED = np.zeros((0, 2), dtype=np.int64)
 
 

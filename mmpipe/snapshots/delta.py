@@ -22,10 +22,9 @@ from mmpipe.shards import Block, Field, Snapshot, write_block
 from mmpipe.shards.column import ColumnWriter
 from mmpipe.shards.field import content_digest
 from mmpipe.shards.manifest import Shard
+from mmpipe.shards.writer import BLOCK_BYTES
 from mmpipe.snapshots.read import PageRow, size_of
 from mmpipe.store import Rowid
-
-BLOCK_BYTES = 64 << 20  # rows gathered in memory before they are written as one shard
 
 
 def text_of(rowid: Rowid) -> str:

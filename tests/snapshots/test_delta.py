@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from snapshots import content, files
 
-from mmpipe.shards import Field, column, commit, log, open_snapshot
+import mmpipe as mm
+from mmpipe.shards import Field, column, commit, compact, log, open_snapshot
 from mmpipe.shards.field import content_digest
 from mmpipe.snapshots import delta as delta_module
 from mmpipe.snapshots.delta import Delta, Old, text_of
@@ -166,7 +167,7 @@ def check_files(root, before, after, stale, now):
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(['insert', 'delete', 'one', 'two', 'all', 'split', 'key', 'field', 'field']),
+        st.sampled_from(['insert', 'delete', 'one', 'two', 'all', 'split', 'key', 'field', 'field', 'compact']),
         st.integers(0, 20),
         st.sets(st.integers(0, 4), min_size=1, max_size=3),
     ),
@@ -195,15 +196,41 @@ def test_many_deltas_read_as_the_rows_do_and_write_no_byte_of_what_is_as_it_was(
     )
 
 
+def compacted(world, block_bytes):
+    """The snapshot as full blocks, checked to hold the same rows in the same order, and nothing else."""
+    old = open_snapshot(world.root)
+    made = compact(world.root, block_bytes=block_bytes)
+    assert made.rows().keys.tolist() == old.rows().keys.tolist()
+    for epoch in range(2):
+        seen = [s.rows().keys[mm.epoch_order(s.rows().hashes, seed=5, epoch=epoch)].tolist() for s in (old, made)]
+        assert seen[0] == seen[1]
+    assert not made.diff(old)
+    assert len(made.manifest.dropped) == 0
+    assert made.manifest.parent == (old.id if made.id != old.id else old.manifest.parent)
+    system = {'_key', '_hash', '_split', '_rowid'}
+    for shard in made.manifest.shards:  # no stored column that is not listed
+        names = set(pa.ipc.open_file(world.root / shard.path).schema.names)
+        assert {name.removeprefix('_digest.') for name in names - system} == set(shard.fields) - {'_key'}
+        assert names & system == (system if '_key' in shard.fields else set())
+    made.verify()
+    assert compact(world.root, block_bytes=block_bytes).id == made.id
+    return made
+
+
 def play(world, steps):
     was, before, history = {}, {}, {}
     for step in [('insert', 0, {0, 1, 2}), *steps]:
+        if step[0] == 'compact':
+            made = compacted(world, 1500 * 5 ** (step[1] % 3))
+            before, history[made.id] = files(world.root), content(made)
         world.play(step)
         anew = written_anew(open_snapshot(world.root) if was else None, world.fields)
         delta, snapshot = world.freeze()
         now, after = read_back(world, snapshot), files(world.root)
         stale = stale_fields(was, now, anew)
         check_files(world.root, before, after, stale, now)
+        if step[0] == 'compact':
+            assert (snapshot.id, after) == (made.id, before)
         assert not [name for name in after if name.endswith('.tmp')]
         assert delta.inserted == len(now.keys() - was.keys())
         assert delta.updated == len([rowid for rowid, names in stale.items() if names])

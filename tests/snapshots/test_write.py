@@ -20,7 +20,7 @@ from mmpipe.errors import (
     SnapshotError,
     SourceChangedError,
 )
-from mmpipe.shards import open_snapshot
+from mmpipe.shards import compact, open_snapshot
 from mmpipe.snapshots import write as write_module
 
 _roots = itertools.count()
@@ -151,6 +151,30 @@ def test_columns_computed_again_added_and_removed_write_no_byte_of_the_others(de
     assert (report.whole, report.updated, dict(report.cells)) == ('', 1, {'text': 1, 'label': 1})
     assert new_columns(report) == ['_digest.label', '_digest.text', 'label', 'text']
     assert content(report.snapshot) == content(declared.freeze(fields=fields, root=declared.root / 'scratch').snapshot)
+
+
+def test_a_delta_goes_on_from_a_compacted_snapshot_without_writing_anything_again(declared):
+    N = declared.Numbers
+    fields = {'x': N.x, 'text': N.text}
+    declared.freeze(fields=fields)
+    for x in (50, 60):
+        declared.table.where(declared.table.key == 'k3').update({'x': x})
+        declared.table.where(declared.table.key == 'k5').update({'x': x, 'text': f'both {x}'})
+        declared.freeze(fields=fields)
+    old = open_snapshot(declared.root)
+    made = compact(declared.root)
+    assert (len(old.manifest.shards), len(made.manifest.shards), made.manifest.parent) == (3, 1, old.id)
+    before = files(declared.root)
+    again = declared.freeze(fields=fields)
+    assert (again.snapshot.id, again.whole, again.compared, again.written) == (made.id, '', 0, 0)
+    assert declared.freeze(fields=fields, full=True).snapshot.id == made.id
+    assert files(declared.root) == before
+    declared.table.where(declared.table.key == 'k3').update({'x': 70})
+    report = declared.freeze(fields=fields)
+    assert (report.whole, report.updated, report.inserted, dict(report.cells)) == ('', 1, 0, {'x': 1})
+    assert report.snapshot.diff(old).changed == {'x': ('k3',)}
+    assert report.snapshot.rows().keys.tolist() == old.rows().keys.tolist()
+    assert [entry.id for entry in mm.log(declared.root)][:3] == [report.snapshot.id, made.id, old.id]
 
 
 def test_an_update_that_leaves_the_filter_becomes_a_mask_entry(declared):
