@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mmpipe.errors import StoreError
 from mmpipe.home import shards_dir
 from mmpipe.ledger import Book, ColumnState
 from mmpipe.pipeline import runs_of
@@ -49,12 +50,14 @@ class Status:
         tables: its tables and views.
         snapshot: id, rows and splits of the current snapshot; None when there is none.
         runs: the runs trained on its snapshots, oldest first: id, status, snapshot, metrics.
+        unknown: why it cannot be told of some tables what is stale.
     """
 
     directory: str
     tables: tuple[TableStatus, ...]
     snapshot: dict[str, Any] | None
     runs: tuple[dict[str, Any], ...]
+    unknown: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -80,6 +83,7 @@ class Status:
             lines.append(
                 f'  {table.kind:<6} {table.path:<28} {table.rows:>9,} rows  version {table.version}{bad}{failed}'
             )
+        lines += [f'  what is stale cannot be told: {text}' for text in self.unknown]
         if self.snapshot is None:
             lines.append('  no snapshot')
         else:
@@ -106,9 +110,14 @@ def status(directory: str, *, root: str | Path | None = None) -> Status:
     bad = quarantined()
     tables = []
     states: list[ColumnState] = []
+    unknown: list[str] = []
     for table in tables_in(directory):
         if base_of(table) is table:
-            book = Book(table)
+            try:
+                book = Book(table)
+            except StoreError as error:
+                unknown.append(str(error))
+                continue
             book.settle()
             states += book.states()
     for table in tables_in(directory):
@@ -139,4 +148,4 @@ def status(directory: str, *, root: str | Path | None = None) -> Status:
         {'id': run.id, 'status': run.status, 'snapshot': run.snapshot['id'], 'metrics': run.metrics}
         for run in runs_of(root)
     )
-    return Status(directory=directory, tables=tuple(tables), snapshot=current, runs=runs)
+    return Status(directory=directory, tables=tuple(tables), snapshot=current, runs=runs, unknown=tuple(unknown))

@@ -261,15 +261,17 @@ def refuse_stale(table: Any, columns: Collection[tuple[str, str]]) -> None:
         columns: (name of the table or view, column) to look at.
 
     Raises:
-        StaleColumnError: one has; names table, column, rows, the reason and the command.
+        StaleColumnError: one has; names table, column, rows, the reason and the command. Or nobody can tell, since the
+            code of a column cannot be imported here.
     """
-    book = Book(table)
+    wanted = {*columns, *((owner, '') for owner, _ in columns)}
+    try:
+        book = Book(table)
+    except StoreError as error:
+        raise StaleColumnError(f'{error} Or pass allow_stale=True, to take the columns as they are.') from error
     book.settle()
     for state in book.states():
-        owner = state.table.rsplit('/', 1)[-1]
-        if state.stale and (
-            (owner, state.column) in columns or (not state.column and owner in {o for o, _ in columns})
-        ):
+        if state.stale and (state.table.rsplit('/', 1)[-1], state.column) in wanted:
             what = f'{state.table}.{state.column}' if state.column else state.table
             raise StaleColumnError(
                 f"'{what}' holds {state.stale:,} rows made otherwise than the code would make them now ({state.why}). "

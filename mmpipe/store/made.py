@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from mmpipe.errors import StoreError
 from mmpipe.store.engine import start
 from mmpipe.store.expressions import id_of
 from mmpipe.store.tables import base_of, computed_columns, path_of, views_of
@@ -41,6 +42,9 @@ def made_columns(table: Any) -> Iterator[Made]:
 
     Args:
         table: any table or view of the tree.
+
+    Raises:
+        StoreError: the code of a column cannot be imported in this process.
     """
     start()
     from pixeltable.exprs import ColumnRef
@@ -64,6 +68,11 @@ def made_columns(table: Any) -> Iterator[Made]:
             function = (call.it, _constants(call.bound_args))
             yield Made(table=path_of(each), column='', expression=f'{call.it.fqn}({text})', calls=(function,))
         for name, expression in found:
+            if not expression.is_valid:
+                raise StoreError(
+                    f"'{path_of(each)}.{name}' is computed by {expression}, which cannot be imported here. Run from "
+                    f'the project that holds its code, or put its folder on PYTHONPATH.'
+                )
             references = [ref.col_md for ref in expression.subexprs(ColumnRef)]
             inputs = {(paths.get(str(ref.qcolid.tbl_id), ''), ref.name) for ref in references}
             yield Made(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import multiplied
@@ -229,3 +232,34 @@ def test_failed_cells_are_computed_again_once_their_function_is_mended(
     assert counts() == {'times': 1, 'plus': 1, 'minus': 1}
     assert values(directory)['more'][-1] == 27
     assert str(mm.retry(directory)) == 'no cell has failed'
+
+
+def test_where_the_code_of_a_column_cannot_be_imported_it_is_said_and_nothing_is_taken_for_stale(
+    things, directory: str, tmp_path: Path
+) -> None:
+    script = f"""
+import mmpipe as mm, pixeltable as pxt
+from mmpipe.errors import MmpipeError
+from mmpipe.store import start
+start()
+table = pxt.get_table('{directory}/things')
+print(mm.status('{directory}'))
+for act in (
+    lambda: mm.ingest(table, mm.sources.rows('{tmp_path}/a.csv')),
+    lambda: mm.snapshot(table, root='{tmp_path}/shards', fields={{'made': table.made}}),
+):
+    try:
+        act()
+    except MmpipeError as error:
+        print(type(error).__name__, error)
+print(mm.snapshot(table, root='{tmp_path}/shards', fields={{'made': table.made}}, allow_stale=True).inserted)
+"""
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=True, cwd=tmp_path)
+    lines = done.stdout.splitlines()
+    why = rf"'{directory}/things\.\w+' is computed by [.a-z]+\(x\), which cannot be imported here\. Run from"
+    assert ' stale' not in lines[1], done.stdout
+
+    assert len([line for line in lines if re.match(f'  what is stale cannot be told: {why}', line)]) == 1
+    assert re.match(f'StoreError {why}', lines[-3])
+    assert re.match(f'StaleColumnError {why}', lines[-2])
+    assert lines[-1] == '10'
