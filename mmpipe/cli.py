@@ -147,7 +147,9 @@ def retry(pipeline: PipelineName, directory: Directory = None, as_json: AsJson =
 @app.command(epilog='Example: mmpipe ingest demo examples/data')
 def ingest(
     pipeline: PipelineName,
-    folder: Annotated[Path, typer.Argument(metavar='FOLDER', help="What the pipeline's views.sources() reads.")],
+    folder: Annotated[
+        str, typer.Argument(metavar='FOLDER', help="What the pipeline's views.sources() reads: a path, or a URL.")
+    ],
     directory: Directory = None,
     prune: Annotated[bool, typer.Option('--prune', help='Remove rows that the source no longer has.')] = False,
     prune_all: Annotated[
@@ -174,7 +176,7 @@ def ingest(
         with show.stage('ingest'):
             reports = [
                 bring_in(table, source, prune='all' if prune_all else prune, progress=show)
-                for table, source in found.module('views').sources(folder)
+                for table, source in found.module('views').sources(folder if '://' in folder else Path(folder))
             ]
         computed = cells_by_column(tables, Counter(counts()) - before)
         result = {

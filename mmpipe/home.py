@@ -71,6 +71,15 @@ def cache_dir() -> Path:
     return home_dir() / 'cache'
 
 
+def media_dir() -> Path:
+    """Where files of remote sources are kept, by their content; Pixeltable refers to them, so they are not to delete.
+
+    >>> media_dir().name
+    'media'
+    """
+    return home_dir() / 'media'
+
+
 def configure_pixeltable() -> Path:
     """Point Pixeltable at the project's home, unless that is settled already. Call it before importing Pixeltable.
 

@@ -25,6 +25,7 @@ class Row:
     values: dict[str, Any]
     media: dict[str, Path | None]
     root: Path
+    downloaded: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -99,7 +100,10 @@ def fit(record: Record, target: Target, seen: dict[Key, str]) -> Row | Bad:
     if key in seen:
         return bad(target.key[0], f'has the key of {seen[key]}: keys are unique, change one')
     seen[key] = record.place
-    return Row(key=key, place=record.place, values=values, media=dict(record.media), root=record.root.resolve())
+    return Row(
+        key=key, place=record.place, values=values, media=dict(record.media), root=record.root.resolve(),
+        downloaded=record.downloaded,
+    )  # fmt: skip
 
 
 def absent(row: Row, target: Target) -> str | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from mmpipe.errors import BadInputError
+from mmpipe.home import media_dir
 from mmpipe.sources import media as media_files
 
 ORIGIN = 'origin'
@@ -27,7 +30,14 @@ def recorded(stored: Mapping[str, Any] | None) -> Entry:
     return media if isinstance(media, dict) else {}
 
 
-def inspect(files: Mapping[str, Path | None], known: Entry, kinds: Mapping[str, str], root: Path) -> Entry:
+def inspect(
+    files: Mapping[str, Path | None],
+    known: Entry,
+    kinds: Mapping[str, str],
+    root: Path,
+    *,
+    downloaded: frozenset[str] = frozenset(),
+) -> Entry:
     """Path, digest and stamp of each of a row's files; opened unless they are the recorded ones.
 
     Args:
@@ -35,6 +45,7 @@ def inspect(files: Mapping[str, Path | None], known: Entry, kinds: Mapping[str, 
         known: what is recorded for the row.
         kinds: media column to image, video, audio or document.
         root: resolved directory that every file has to lie in.
+        downloaded: media columns whose file lies in the project's media folder instead.
 
     Raises:
         BadMedium: a file that cannot be taken.
@@ -44,7 +55,8 @@ def inspect(files: Mapping[str, Path | None], known: Entry, kinds: Mapping[str, 
         if file is None:
             continue
         try:
-            found[name] = _look(file, known.get(name, {}), kinds[name], root)
+            inside = media_dir().resolve() if name in downloaded else root
+            found[name] = _look(file, known.get(name, {}), kinds[name], inside)
         except BadInputError as error:
             raise BadMedium(name, file, str(error)) from error
         except OSError as error:
@@ -67,9 +79,12 @@ class BadMedium(BadInputError):
 def _look(file: Path, known: Mapping[str, Any], kind: str, root: Path) -> dict[str, Any]:
     resolved = file.resolve()
     if not resolved.is_relative_to(root):
-        raise BadInputError(f"lies outside '{root}': move it there, or give root=")
+        raise BadInputError(f"lies outside '{root}', the folder of the source: move it there")
+    if unquote(str(resolved)) != str(resolved):
+        # Pixeltable 0.7 decodes it once too often when it reads the file, and so may take another one for it.
+        raise BadInputError(f"has '{_escape(resolved)}' in its path, which Pixeltable takes for another name: rename it")
     if not resolved.exists() and known.get('path') == str(resolved):
-        raise BadInputError('is gone since it was ingested: put it back, or remove the row from the source')
+        raise BadInputError('is gone since it was ingested: put it back, or take its row out of the source and ingest with prune (--prune)')
     if not resolved.exists():
         raise BadInputError('does not exist: add the file, or correct the path')
     if not resolved.is_file():
@@ -81,6 +96,16 @@ def _look(file: Path, known: Mapping[str, Any], kind: str, root: Path) -> dict[s
     if known.get('digest') != digest:
         media_files.check(resolved, kind)
     return {'path': str(resolved), 'digest': digest, 'stamp': now}
+
+
+def _escape(path: Path) -> str:
+    """The first part of a path that looks like an escape in a URL.
+
+    >>> _escape(Path('/a/b%20c.png'))
+    '%20'
+    """
+    found = re.search('%[0-9A-Fa-f]{2}', str(path))
+    return found[0] if found else '%'
 
 
 def changed(entry: Entry, known: Entry) -> bool:

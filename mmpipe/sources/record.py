@@ -18,6 +18,8 @@ class Record:
         media: media column name to file; None where the row has no such file. A column that is left out keeps its file.
         root: directory that every media file has to lie in.
         text: whether the values are text, as from CSV, in which JSON and arrays are spelled out.
+        urls: media column name to the URL of a file that is still to be downloaded; none when it is ingested.
+        downloaded: media columns whose file lies in the project's media folder instead of below `root`.
 
     >>> Record(place='line 2', values={'key': 'mug'}, media={'photo': Path('mug.jpg')}, root=Path('.')).text
     False
@@ -28,6 +30,8 @@ class Record:
     media: Mapping[str, Path | None] = field(default_factory=dict)
     root: Path
     text: bool = False
+    urls: Mapping[str, str] = field(default_factory=dict)
+    downloaded: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)

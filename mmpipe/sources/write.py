@@ -77,7 +77,7 @@ def write(table: Any, rows: Sequence[Row], target: Target, pool: ThreadPoolExecu
 
     def look(row: Row) -> Entry | Bad:
         try:
-            return inspect(row.media, recorded(stored.get(row.key)), target.media, row.root)
+            return inspect(row.media, recorded(stored.get(row.key)), target.media, row.root, downloaded=row.downloaded)
         except BadMedium as error:
             return Bad(place=row.place, key=row.name, column=error.column, path=str(error.file), reason=str(error))
 

@@ -115,7 +115,8 @@ def test_media_columns_become_paths_below_the_root_and_urls_are_refused(tmp_path
     one, two = read(rows(path))
     assert one.media == {'photo': tmp_path / 'x/a.jpg', 'speech': None}
     assert one.values == {'key': 'a'}
-    assert (two.column, two.key, two.reason) == ('photo', 'b', 'is a URL: download it, and give the path')
+    reason = 'is a URL: download it, and give the path; or allow_urls=True for http and https'
+    assert (two.column, two.key, two.reason) == ('photo', 'b', reason)
 
 
 def test_what_is_no_manifest_is_refused_at_once(tmp_path):
