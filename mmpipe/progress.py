@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 PLAIN_EVERY_S = 5.0
+SHORTEST_S = 0.05  # below it, a rate says nothing
 
 
 class StageProgress:
@@ -41,17 +42,17 @@ class StageProgress:
         if done < self._done:  # the next source of the same stage
             self._since = time.monotonic()
         self._done = done
-        elapsed = max(time.monotonic() - self._since, 1e-9)
-        rate = done / elapsed
+        elapsed = time.monotonic() - self._since
+        rate = done / elapsed if elapsed > SHORTEST_S else 0.0
         left = f', {max(total - done, 0) / rate:.0f} s left' if total and rate and done < total else ''
-        of = f'/{total:,}' if total is not None else ''
-        speed = f'{rate:,.0f}' if rate >= 10 else f'{rate:.1f}'
-        self._last = f'{done:,}{of} {unit}, {speed} {unit}/s{left}'
+        of = f'/{max(total, done):,}' if total is not None else ''
+        speed = f', {rate:,.0f} {unit}/s' if rate >= 10 else f', {rate:.1f} {unit}/s' if rate else ''
+        self._last = f'{done:,}{of} {unit}{speed}'
         if self._live is not None:
-            self._live.update(self._task, completed=done, total=total, detail=self._last)
+            self._live.update(self._task, completed=done, total=total, detail=self._last + left)
         elif time.monotonic() - self._said > PLAIN_EVERY_S:
             self._said = time.monotonic()
-            print(f'{self._name or stage}: {self._last}', file=self.stream, flush=True)
+            print(f'{self._name or stage}: {self._last}{left}', file=self.stream, flush=True)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -18,7 +18,7 @@ def test_without_a_terminal_a_stage_ends_in_one_plain_line() -> None:
     with show.stage('ingest'):
         for done in range(1, 101):
             show('ingest', done, 100, 'rows')
-    assert re.fullmatch(r'ingest: 100/100 rows, [\d,.]+ rows/s, \d+\.\d s\n', out.getvalue())
+    assert re.fullmatch(r'ingest: 100/100 rows, \d+\.\d s\n', out.getvalue())  # too short for a rate
     assert out.getvalue().count('\n') == 1
     assert '\x1b' not in out.getvalue()
 
@@ -73,7 +73,7 @@ def test_the_rate_of_a_second_source_is_its_own(monkeypatch: pytest.MonkeyPatch)
     assert out.getvalue().splitlines() == [
         'ingest: 1,000/1,000 rows, 10 rows/s',
         'ingest: 5/10 rows, 0.5 rows/s, 10 s left',
-        'ingest: 5/10 rows, 0.5 rows/s, 10 s left, 110.0 s',
+        'ingest: 5/10 rows, 0.5 rows/s, 110.0 s',
     ]
 
 

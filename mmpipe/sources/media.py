@@ -12,6 +12,7 @@ from typing import Any
 
 from mmpipe.errors import BadInputError, MissingExtraError, require
 from mmpipe.pdfium import pdfium_lock
+from mmpipe.store.media import media_refusal
 
 MAX_PIXELS = (
     178_956_970  # twice PIL.Image.MAX_IMAGE_PIXELS (89,478,485): where PIL itself raises DecompressionBombError
@@ -46,6 +47,11 @@ def check(path: Path, kind: str) -> None:
         raise
     except Exception as error:  # decoders raise anything on damaged bytes: KeyError, struct.error, ...
         raise BadInputError(f'is damaged ({type(error).__name__}: {error}): replace it') from error
+    # Images and sound were decoded here more strictly; of the others Pixeltable takes less than FFmpeg and PDFium do.
+    refusal = media_refusal(path, kind) if kind in ('video', 'document') else ''
+    if refusal:
+        hint = ' (fewer than two frames decode?)' if kind == 'video' else ''
+        raise BadInputError(f'is no {kind} that Pixeltable takes{hint}: {refusal}. Convert or replace it')
 
 
 def _check_image(path: Path) -> None:
