@@ -141,7 +141,10 @@ def _connect(url: str, network: Network) -> http.client.HTTPConnection:
 def _conditions(known: str) -> Mapping[str, str]:
     etag, _, modified = known.partition('\n')
     asked = {'If-None-Match': etag, 'If-Modified-Since': modified}
-    return {name: value for name, value in asked.items() if value} | {'Accept-Encoding': 'identity'}
+    return {name: value for name, value in asked.items() if value} | {
+        'Accept-Encoding': 'identity',
+        'User-Agent': 'mmpipe',
+    }
 
 
 def _pieces(connection: http.client.HTTPConnection, answer: http.client.HTTPResponse) -> Iterator[bytes]:

@@ -7,10 +7,9 @@ import json
 import sys
 from types import SimpleNamespace
 
-import media
 import pixeltable as pxt
 import pytest
-from schemas import doubled, media_table, pieces, write_csv
+from schemas import doubled, pieces, write_csv
 
 import mmpipe as mm
 from mmpipe.cli import app
@@ -168,24 +167,6 @@ def test_a_row_that_is_bad_is_not_gone_and_one_that_cannot_be_read_may_be(shop):
         mm.ingest(shop.Numbers, source, prune=True)
     assert mm.ingest(shop.Numbers, source).gone == 2
     assert mm.ingest(shop.Numbers, source, prune='all').removed == 2
-
-
-def test_files_that_are_deleted_take_their_rows_along(pixeltable_home, tmp_path):
-    pxt.drop_dir('t_gone_files', force=True, if_not_exists='ignore')
-    try:
-        items = media_table('t_gone_files').Items
-        for name in 'abc':
-            media.photo(tmp_path / f'{name}.jpg', seed=ord(name))
-        source = mm.sources.files(tmp_path, column='photo')
-        assert mm.ingest(items, source).inserted == 3
-        media.photo(tmp_path / 'b.jpg', seed=1)
-        (tmp_path / 'c.jpg').unlink()
-        report = mm.ingest(items, source, prune=True)
-        assert (report.replaced, report.removed, report.unchanged) == (1, 1, 1)
-        (tmp_path / 'b.jpg').unlink()  # replaced rows are known as well
-        assert mm.ingest(items, source).gone_keys == ('b.jpg',)
-    finally:
-        pxt.drop_dir('t_gone_files', force=True)
 
 
 def test_the_command_prunes(pixeltable_home, tmp_path, monkeypatch, capsys):

@@ -9,7 +9,6 @@ import fsspec
 import media
 import pixeltable as pxt
 import pytest
-from schemas import media_table
 from web_server import PUBLIC, Names, serving
 
 import mmpipe as mm
@@ -157,32 +156,41 @@ def test_urls_of_a_manifest_are_downloaded_when_allowed_and_private_ones_never(t
 
 
 def test_an_ingest_of_a_store_writes_only_what_changed_and_knows_what_is_gone(bucket, pixeltable_home, tmp_path):
+    Tables = pxt.model_base()
+
+    class Items(Tables, name='items'):
+        key = pxt.Column(type=pxt.String, primary_key=True)
+        photo: pxt.Image | None
+        origin: pxt.Json | None
+
     def picture(seed):
         media.photo(tmp_path / 'picture.jpg', seed=seed)
         return (tmp_path / 'picture.jpg').read_bytes()
 
     pxt.drop_dir('t_remote', force=True, if_not_exists='ignore')
     try:
-        items = media_table('t_remote').Items
+        mm.apply(mm.plan(Tables, 't_remote'))
         for seed, name in enumerate('abc'):
             bucket(f'{name}.jpg', picture(seed))
         bucket('broken.jpg', 'no picture')
         source = mm.sources.files(f'{bucket.url}/*.jpg', column='photo')
-        report = mm.ingest(items, source)
+        report = mm.ingest(Items, source)
         assert (report.inserted, report.quarantined) == (3, 1)
-        assert mm.ingest(items, source).written == 0
+        assert mm.ingest(Items, source).written == 0
         assert source.store.downloaded == 4
         bucket('a.jpg', picture(7))
         bucket.delete('c.jpg')
-        report = mm.ingest(items, source, prune=True)
+        report = mm.ingest(Items, source, prune=True)
         assert (report.replaced, report.unchanged, report.removed) == (1, 1, 1)
-        table = items.table
+        bucket.delete('a.jpg')
+        assert mm.ingest(Items, source).gone_keys == ('a.jpg',)  # rows that were replaced are known as well
+        table = Items.table
         rows = table.select(table.key, file=table.photo.localpath).collect()
         assert {row['key']: media_dir().resolve().as_posix() in row['file'] for row in rows} == {
             'a.jpg': True,
             'b.jpg': True,
         }
-        frozen = mm.snapshot(items, root=tmp_path / 'shards', fields={'photo': mm.field.file(items.photo)}).snapshot
+        frozen = mm.snapshot(Items, root=tmp_path / 'shards', fields={'photo': mm.field.file(Items.photo)}).snapshot
         assert dict(zip(frozen.rows().keys, frozen.rows().read('photo')[0], strict=True))['a.jpg'] == picture(7)
     finally:
         pxt.drop_dir('t_remote', force=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+
 import pytest
 from web_server import PUBLIC, Names, serving
 
@@ -104,3 +107,34 @@ def test_what_is_known_is_not_sent_again_and_what_is_cut_or_too_large_or_missing
             list(download('http://public.test/a', network=names).pieces)
     with pytest.raises(BadInputError, match=r"host 'nowhere\.invalid' is not found"):
         download('http://nowhere.invalid/')
+
+
+@pytest.mark.skipif(shutil.which('openssl') is None, reason='makes a certificate with openssl')
+def test_https_asks_for_the_name_at_the_checked_address_and_trusts_only_what_is_certified(tmp_path, monkeypatch):
+    key, certificate = tmp_path / 'key.pem', tmp_path / 'certificate.pem'
+    made = [
+        'openssl',
+        'req',
+        '-x509',
+        '-newkey',
+        'ec',
+        '-pkeyopt',
+        'ec_paramgen_curve:prime256v1',
+        '-nodes',
+        '-days',
+        '2',
+    ]
+    named = ['-subj', '/CN=public.test', '-addext', 'subjectAltName=DNS:public.test']
+    subprocess.run([*made, *named, '-keyout', key, '-out', certificate], check=True, capture_output=True)
+    pages = {'/': (200, {}, b'fine'), '/plain': (302, {'Location': 'http://public.test/'}, b'')}
+    with serving(pages, certificate=(certificate, key)) as (port, requests):
+        names = Names(port, public_test=[[PUBLIC]], other_test=[[PUBLIC]])
+        with pytest.raises(BadInputError, match='certificate verify failed'):
+            download('https://public.test/', network=names)
+        monkeypatch.setenv('SSL_CERT_FILE', str(certificate))
+        assert b''.join(download('https://public.test/', network=names).pieces) == b'fine'
+        with pytest.raises(BadInputError, match='certificate verify failed'):
+            download('https://other.test/', network=names)
+        with pytest.raises(BadInputError, match="redirects from https to 'http://public"):
+            download('https://public.test/plain', network=names)
+        assert [path for _, path in requests] == ['/', '/plain']

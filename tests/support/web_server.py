@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -13,8 +14,11 @@ PUBLIC = '93.184.216.34'
 
 
 @contextlib.contextmanager
-def serving(pages):
-    """Serve {path: (status, headers, body)} on 127.0.0.1; gives the port and the list of requests that came."""
+def serving(pages, *, certificate=None):
+    """Serve {path: (status, headers, body)} on 127.0.0.1; gives the port and the list of requests that came.
+
+    Over TLS when `certificate` is given: the files of a certificate and its key.
+    """
     requests = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -33,6 +37,11 @@ def serving(pages):
             pass
 
     server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    server.handle_error = lambda *_: None  # a client that does not trust the certificate hangs up
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.01})
     thread.start()
     try:
