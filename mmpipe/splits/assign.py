@@ -35,7 +35,9 @@ def assign(
     """
     open_to = [split for split, share in shares.items() if share > 0]
     counted = {group: counts + Counter({ROWS: max(1, counts.total())}) for group, counts in groups.items()}
-    total: Counter[str] = sum(counted.values(), Counter())
+    total: Counter[str] = Counter()
+    for counts in counted.values():
+        total.update(counts)
     have = {split: Counter[str]() for split in open_to}
     for group, split in assigned.items():
         if split in have:

@@ -64,7 +64,8 @@ def stratify(
     `split_of` hashes a key, so its shares hold only on average over many groups, and a rare label has few. This one
     looks at the labels, and has to remember: each group's split is kept in the Pixeltable table `mmpipe/splits`, under
     the path of the table, also when all its rows are deleted. Run it after `mm.ingest` and before `mm.snapshot`, which
-    takes the column like any other split. Labels that change later move nothing.
+    takes the column like any other split; in a pipeline, as the first line of `training_view()`. Labels that change
+    later move nothing.
 
     Args:
         table: bound table class, `pxt.Table` or path, with a primary key.
