@@ -1,10 +1,10 @@
-"""One field of a block as a shard of its own: what is written when a column is computed again, or is new."""
+"""A field of a block as a shard of its own, or of a few of its rows: what is written of a row that changed in part."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,10 @@ from mmpipe.shards.field import DIGEST_BYTES, Field, content_digest, encode
 from mmpipe.shards.manifest import NewFile, Shard
 
 BATCH_BYTES = 64 << 20  # values gathered in memory before they are written
+PATCH_SHARE = 4  # a patch holds at most this part of the rows of its block
+
+Cell = tuple[int, Any, bytes, str]
+"""Row in the block, value, digest, key."""
 
 
 def pick(parts: Sequence[pa.Array], index: np.ndarray) -> pa.Array:
@@ -44,26 +48,38 @@ def pick(parts: Sequence[pa.Array], index: np.ndarray) -> pa.Array:
     return pa.ExtensionArray.from_storage(parts[0].type, storage)
 
 
+class Stored(Protocol):
+    """Where a column of a block lies now: a `mmpipe.shards.Snapshot`."""
+
+    def unpatched(self, block: int, name: str) -> pa.ChunkedArray: ...  # noqa: D102
+
+    def patch(self, block: int, name: str) -> tuple[np.ndarray, pa.Array] | None: ...  # noqa: D102
+
+    def stored(self, block: int, name: str, start: int = 0, stop: int | None = None) -> pa.Array: ...  # noqa: D102
+
+
 class ColumnWriter:
-    """Write a field of one block from its changed values, in bounded memory; the others are copied, or null.
+    """Write a field of one block from its changed values, in bounded memory.
+
+    A few changed rows become a patch, together with those patched before. Else the values of the other rows are copied,
+    or null where the field is new.
 
     Args:
         root: snapshot root.
         field: the field as the new snapshot has it.
         block: number of the block.
         rows: rows in the block.
-        old: the stored values and their digests; None for a field that is new.
+        old: the snapshot that holds its present values; None for a field that is new.
     """
 
-    def __init__(
-        self, root: Path, field: Field, *, block: int, rows: int, old: tuple[pa.ChunkedArray, pa.ChunkedArray] | None
-    ) -> None:
+    def __init__(self, root: Path, field: Field, *, block: int, rows: int, old: Stored | None) -> None:
         self.field, self.block, self.rows = field, block, rows
+        self._names = [field.name, f'_digest.{field.name}']
         self._old = old
-        per_row = (old[0].nbytes // rows if old is not None else field.bytes_per_row) or 1024
+        per_row = (old.unpatched(block, field.name).nbytes // rows if old is not None else field.bytes_per_row) or 1024
         self._step = max(1, BATCH_BYTES // (per_row + DIGEST_BYTES))
         self._start = 0
-        self._pending: list[tuple[int, Any, bytes, str]] = []
+        self._pending: list[Cell] = []
         self._bytes = 0
         self._file = NewFile(root, 'shards', '.arrow')
         self._writer: Any = None
@@ -89,12 +105,17 @@ class ColumnWriter:
         Raises:
             FieldError: a value that does not fit its field.
         """
-        self._write(self.rows)
+        listed: tuple[str, ...] = (self.field.name,)
+        rows = self._patched_rows()
+        if self._old is not None and self._writer is None and len(rows) * PATCH_SHARE <= self.rows:
+            listed = ('_row', self.field.name)
+            self._append([pa.array(rows), *self._patch(rows)], ['_row', *self._names])
+        else:
+            rows = np.arange(self.rows)
+            self._write(self.rows)
         self._writer.close()
         path, sha, size = self._file.keep()
-        return Shard(
-            block=self.block, path=path, fields=(self.field.name,), rows=self.rows, bytes=size, sha256=sha
-        )  # fmt: skip
+        return Shard(block=self.block, path=path, fields=listed, rows=len(rows), bytes=size, sha256=sha)
 
     def abandon(self) -> None:
         """Leave no file behind."""
@@ -105,26 +126,51 @@ class ColumnWriter:
             stop = min(end, self._start + self._step)
             count = next((i for i, item in enumerate(self._pending) if item[0] >= stop), len(self._pending))
             mine, self._pending = self._pending[:count], self._pending[count:]
-            arrays = self._batch(stop, mine)
-            batch = pa.record_batch(arrays, names=[self.field.name, f'_digest.{self.field.name}'])
-            if self._writer is None:
-                self._writer = pa.ipc.new_file(pa.PythonFile(self._file, mode='w'), batch.schema)
-            self._writer.write_batch(batch)
+            self._append(self._batch(stop, mine), self._names)
             self._start = stop
         self._bytes = 0
 
-    def _batch(self, stop: int, mine: list[tuple[int, Any, bytes, str]]) -> list[pa.Array]:
+    def _append(self, arrays: Sequence[pa.Array], names: Sequence[str]) -> None:
+        batch = pa.record_batch(arrays, names=list(names))
+        if self._writer is None:
+            self._writer = pa.ipc.new_file(pa.PythonFile(self._file, mode='w'), batch.schema)
+        self._writer.write_batch(batch)
+
+    def _batch(self, stop: int, cells: Sequence[Cell]) -> list[pa.Array]:
         """Values and digests of the rows from `_start` to `stop`."""
-        fresh = encode(self.field, [value for _, value, _, _ in mine], keys=[key for _, _, _, key in mine])
-        digests = pa.array([digest for _, _, digest, _ in mine], type=pa.binary(DIGEST_BYTES))
         count = stop - self._start
         if self._old is None:
-            null = pa.array([content_digest(self.field, None)], type=pa.binary(DIGEST_BYTES))
-            base, index = [encode(self.field, [None]), null], np.zeros(count, dtype=np.int64)
+            base, index = self._encoded([(0, None, content_digest(self.field, None), '')]), np.zeros(count, np.int64)
         else:
-            base, index = [one_array(part.slice(self._start, count)) for part in self._old], np.arange(count)
-        index[[row - self._start for row, _, _, _ in mine]] = len(base[0]) + np.arange(len(mine))
-        return [pick([base[0], fresh], index), pick([base[1], digests], index)]
+            base = [self._old.stored(self.block, name, self._start, stop) for name in self._names]
+            index = np.arange(count)
+        index[[row - self._start for row, *_ in cells]] = len(base[0]) + np.arange(len(cells))
+        return [pick(parts, index) for parts in zip(base, self._encoded(cells), strict=True)]
+
+    def _patched_rows(self) -> np.ndarray:
+        """Rows that a patch would have: those patched before, and those with a new value."""
+        before = self._old.patch(self.block, self.field.name) if self._old is not None else None
+        now = np.array([row for row, *_ in self._pending], dtype=np.int64)
+        return now if before is None else np.union1d(before[0], now)
+
+    def _patch(self, rows: np.ndarray) -> list[pa.Array]:
+        """Values and digests of a patch of these rows."""
+        assert self._old is not None
+        arrays = []
+        now = np.searchsorted(rows, [row for row, *_ in self._pending])
+        for name, fresh in zip(self._names, self._encoded(self._pending), strict=True):
+            before = self._old.patch(self.block, name)
+            parts, index = [fresh], np.zeros(len(rows), dtype=np.int64)
+            if before is not None:
+                parts.append(before[1])
+                index[np.searchsorted(rows, before[0])] = len(fresh) + np.arange(len(before[0]))
+            index[now] = np.arange(len(now))
+            arrays.append(pick(parts, index))
+        return arrays
+
+    def _encoded(self, cells: Sequence[Cell]) -> list[pa.Array]:
+        values = encode(self.field, [value for _, value, _, _ in cells], keys=[key for _, _, _, key in cells])
+        return [values, pa.array([digest for _, _, digest, _ in cells], type=pa.binary(DIGEST_BYTES))]
 
 
 def one_array(chunked: pa.ChunkedArray) -> pa.Array:

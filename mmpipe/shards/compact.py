@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from mmpipe.errors import ShardError
@@ -36,7 +35,7 @@ def compact(root: str | Path, *, block_bytes: int = BLOCK_BYTES) -> Snapshot:
     Raises:
         ShardError: no snapshot, damaged files, or another snapshot was committed meanwhile.
 
-    >>> import tempfile
+    >>> import tempfile; import numpy as np
     >>> from mmpipe.shards import Block, Field, commit, write_block
     >>> fields, root = [Field(name='price', kind='scalar', dtype='float32')], tempfile.mkdtemp()
     >>> blocks = [Block(keys=[key], columns={'price': [1.0]}) for key in 'abc']
@@ -88,8 +87,8 @@ def _groups(there: Mapping[int, Sequence[Shard]], tidy: Collection[int], block_b
 
 
 def _tidy(old: Snapshot, shards: Sequence[Shard]) -> bool:
-    """Whether every row of a block is live, and every column in its files is listed."""
-    if (old.manifest.dropped[:, 0] == shards[0].block).any():
+    """Whether every row of a block is live, no value is patched, and every column in its files is listed."""
+    if (old.manifest.dropped[:, 0] == shards[0].block).any() or any('_row' in shard.fields for shard in shards):
         return False
     for shard in shards:
         listed = {name for field in shard.fields if field != '_key' for name in (field, f'_digest.{field}')}
@@ -113,15 +112,19 @@ class _Blocks:
         parts: dict[str, list[pa.Array]] = {name: [] for name in self.names}
         size = 0
         for block in blocks:
-            stored = {name: self.old.stored(block, name) for name in self.names}
-            per_row = max(1, sum(column.nbytes for column in stored.values()) // len(stored['_key']))
-            rows = self.live[self.live[:, 0] == block, 1]
-            while len(rows):
-                room = max(1, (self.block_bytes - size) // per_row)
-                for name, column in stored.items():
-                    parts[name] += _rows_of(column, rows[:room])
-                size += per_row * len(rows[:room])
-                rows = rows[room:]
+            nbytes = sum(self.old.unpatched(block, name).nbytes for name in self.names)
+            count = len(self.old.unpatched(block, '_key'))
+            per_row = max(1, nbytes // count)
+            live = self.live[self.live[:, 0] == block, 1]
+            start = 0
+            while start < count:
+                stop = min(count, start + max(1, (self.block_bytes - size) // per_row))
+                rows = live[(live >= start) & (live < stop)] - start
+                if len(rows):
+                    for name in self.names:
+                        parts[name].append(pick([self.old.stored(block, name, start, stop)], rows))
+                size += per_row * len(rows)
+                start = stop
                 if size >= self.block_bytes:
                     made.append(self._shard(parts, index + len(made)))
                     size = 0
@@ -138,14 +141,3 @@ class _Blocks:
         path, sha = manifests.put(self.root, 'shards', data, '.arrow')
         fields = ('_key', *self.old.fields)
         return Shard(block=index, path=path, fields=fields, rows=table.num_rows, bytes=data.size, sha256=sha)
-
-
-def _rows_of(column: pa.ChunkedArray, rows: np.ndarray) -> list[pa.Array]:
-    """Some rows of a stored column, in rising order: an array per record batch that holds any of them."""
-    found, start = [], 0
-    for chunk in column.chunks:
-        mine = rows[(rows >= start) & (rows < start + len(chunk))] - start
-        if len(mine):
-            found.append(pick([chunk], mine))
-        start += len(chunk)
-    return found

@@ -9,7 +9,8 @@
 
 A *block* is a run of rows; its fields may lie in several shards. One of them, the one that lists `_key`, holds the
 system columns (`_key`, `_hash`, `_split`, `_rowid`); a field that was added or computed again later lies in a shard of
-its own beside it. A digest lies beside its value. A field counts only where it is listed: what else a file holds was
+its own beside it. A shard that lists `_row` is a *patch*: it holds a field of a few rows of the block, which take the
+place of theirs. A digest lies beside its value. A field counts only where it is listed: what else a file holds was
 replaced. Sample order is block order, then row order. Everything but LATEST and versions/ is immutable and named by
 its content. Versions stand apart because tables get new ones without any change of content; each state of such a file
 is true of its snapshot, so it is written before the pointer, and losing it costs a look at every row.
@@ -54,7 +55,10 @@ DROPPED_LIST = pa.schema([('block', pa.int64()), ('row', pa.int64())])
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One file of data: some fields of one block of rows; `_key` among them stands for the system columns."""
+    """One file of data: some fields of one block of rows.
+
+    Among `fields`, `_key` stands for the system columns; with `_row` the file holds only the rows that it names.
+    """
 
     block: int
     path: str
@@ -362,19 +366,25 @@ def _check_files(root: Path, shards: Sequence[Shard], identity: str) -> None:
 def _whole_blocks(shards: Sequence[Shard], names: Sequence[str], identity: str) -> tuple[Shard, ...]:
     """The shards, when every block has the system columns and every field once, over one number of rows."""
     listed: dict[int, list[str]] = {}
+    patched: dict[int, list[str]] = {}
     rows: dict[int, set[int]] = {}
     for shard in shards:
-        listed.setdefault(shard.block, []).extend(shard.fields)
-        rows.setdefault(shard.block, set()).add(shard.rows)
+        if '_row' in shard.fields:
+            patched.setdefault(shard.block, []).extend(shard.fields[1:])
+        else:
+            listed.setdefault(shard.block, []).extend(shard.fields)
+            rows.setdefault(shard.block, set()).add(shard.rows)
     if not any('_key' in found for found in listed.values()):  # written before a block could have several shards
         return tuple(replace(shard, fields=('_key', *shard.fields)) for shard in shards)
     wanted = sorted(['_key', *names])
-    for block, found in listed.items():
-        if sorted(found) != wanted or len(rows[block]) != 1:
+    for block in listed.keys() | patched.keys():
+        found, patches = sorted(listed.get(block, [])), patched.get(block, [])
+        once = set(patches) <= set(names) and len(set(patches)) == len(patches)
+        if found != wanted or len(rows[block]) != 1 or not once:
             raise ShardError(
-                f"block {block} of snapshot '{identity}' lists {', '.join(sorted(found))} over {sorted(rows[block])} "
-                f'rows, and should list each of {", ".join(wanted)} once, over one number of rows. '
-                f'Open an older snapshot by id, or write it again into a new root.'
+                f"block {block} of snapshot '{identity}' lists {', '.join(found)} over {sorted(rows.get(block, []))} "
+                f'rows and patches of {", ".join(patches) or "nothing"}; it should list each of {", ".join(wanted)} '
+                f'once, over one number of rows. Open an older snapshot by id, or write it again into a new root.'
             )
     return tuple(shards)
 

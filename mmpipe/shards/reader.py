@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 
 from mmpipe.errors import ConfigError, DataError, ShardError
 from mmpipe.shards import manifest as manifests
-from mmpipe.shards.column import one_array
+from mmpipe.shards.column import one_array, pick
 from mmpipe.shards.field import Column, Field
-from mmpipe.shards.manifest import Manifest
+from mmpipe.shards.manifest import Manifest, Shard
 
 if TYPE_CHECKING:
     from mmpipe.shards.history import SnapshotDiff
@@ -76,9 +76,15 @@ class Snapshot:
         self.fields: dict[str, Field] = {item.name: item for item in manifest.fields}
         self.splits = manifest.splits
         self.versions = manifest.versions
-        self._tables: dict[tuple[int, str], pa.Table] = {}
+        self._tables: dict[str, pa.Table] = {}
         self._columns: dict[tuple[int, str], list[Column]] = {}
-        self._files = {(shard.block, name): shard for shard in manifest.shards for name in shard.fields}
+        self._files: dict[tuple[int, str], Shard] = {}
+        self._patches: dict[tuple[int, str], Shard] = {}
+        for shard in manifest.shards:
+            patch = '_row' in shard.fields
+            (self._patches if patch else self._files).update(
+                {(shard.block, name): shard for name in shard.fields[patch:]}
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_snapshot, (os.path.abspath(self.root), self.id)
@@ -102,12 +108,11 @@ class Snapshot:
         rows = np.arange(len(live)) - np.repeat(starts, counts)
         return np.stack([np.repeat(blocks, counts), rows], axis=1)[live]
 
-    def _table(self, block: int, name: str) -> pa.Table:
-        shard = self._files[block, name]
-        table = self._tables.get((block, shard.path))
+    def _table(self, shard: Shard) -> pa.Table:
+        table = self._tables.get(shard.path)
         if table is None:
             source = pa.memory_map(str(Path(self.root) / shard.path))
-            table = self._tables[block, shard.path] = pa.ipc.open_file(source).read_all()
+            table = self._tables[shard.path] = pa.ipc.open_file(source).read_all()
         return table
 
     def forget(self) -> None:
@@ -115,26 +120,45 @@ class Snapshot:
         self._tables.clear()
         self._columns.clear()
 
-    def stored(self, block: int, name: str) -> pa.ChunkedArray:
-        """A stored column of a block as Arrow holds it, masked rows and system columns (see `Rows.system`) included."""
-        anchor = name.removeprefix('_digest.')
-        return self._table(block, '_key' if anchor.startswith('_') else anchor)[name]
+    def unpatched(self, block: int, name: str) -> pa.ChunkedArray:
+        """A column of a block as its whole shard holds it, masked rows and system columns (`Rows.system`) included."""
+        return self._table(self._files[block, _anchor(name)])[name]
 
-    def _array(self, block: int, name: str) -> pa.Array:
-        return one_array(self.stored(block, name))
+    def patch(self, block: int, name: str) -> tuple[np.ndarray, pa.Array] | None:
+        """The rows of a block whose values lie in a patch of that column, in rising order, and the values."""
+        shard = self._patches.get((block, _anchor(name)))
+        if shard is None:
+            return None
+        table = self._table(shard)
+        return table['_row'].to_numpy(), one_array(table[name])
+
+    def stored(self, block: int, name: str, start: int = 0, stop: int | None = None) -> pa.Array:
+        """A column of the rows from `start` to `stop` of a block, masked rows and system columns included."""
+        column = one_array(self.unpatched(block, name).slice(start, None if stop is None else stop - start))
+        patch = self.patch(block, name)
+        if patch is None:
+            return column
+        first, last = np.searchsorted(patch[0], [start, start + len(column)])
+        index = np.arange(len(column))
+        index[patch[0][first:last] - start] = len(column) + np.arange(last - first)
+        return pick([column, patch[1].slice(first, last - first)], index)
 
     def _parts(self, name: str, places: np.ndarray) -> Iterator[tuple[Column, np.ndarray, np.ndarray]]:
-        """For each record batch that holds some of the rows: the field there, their rows in it, and their positions."""
+        """For each array that holds some of the rows: the field there, their rows in it, and their positions."""
         for block, where in _by_group(places[:, 0]):
             columns = self._columns.get((block, name))
+            patch = self.patch(block, name)
             if columns is None:
-                chunks = self.stored(block, name).chunks
+                chunks = [*self.unpatched(block, name).chunks, *([] if patch is None else [patch[1]])]
                 columns = self._columns[block, name] = [Column(self.fields[name], chunk) for chunk in chunks]
             rows = places[where, 1]
             if len(columns) == 1:
                 yield columns[0], rows, where
                 continue
             starts = np.cumsum([0, *(len(column.array) for column in columns)])
+            if patch is not None:  # its values lie behind those of all rows
+                at = np.minimum(np.searchsorted(patch[0], rows), len(patch[0]) - 1)
+                rows = np.where(patch[0][at] == rows, starts[-2] + at, rows)
             for number, here in _by_group(np.searchsorted(starts, rows, side='right') - 1):
                 yield columns[number], rows[here] - starts[number], where[here]
 
@@ -236,7 +260,7 @@ class Rows:
         """One of the columns mmpipe keeps beside the fields: `_key`, `_hash`, `_split`, `_rowid`, `_digest.<field>`."""
         out = np.empty(len(self), dtype=np.uint64 if name == '_hash' else object)
         for block, where in _by_group(self.places[:, 0]):
-            chosen = self.snapshot._array(block, name).take(pa.array(self.places[where, 1]))
+            chosen = self.snapshot.stored(block, name).take(pa.array(self.places[where, 1]))
             out[where] = chosen.to_numpy(zero_copy_only=False)
         return out
 
@@ -245,7 +269,7 @@ class Rows:
         out = np.zeros(len(self), dtype=bool)
         wanted = pa.array(values, type=pa.large_string())
         for block, where in _by_group(self.places[:, 0]):
-            chosen = self.snapshot._array(block, name).take(pa.array(self.places[where, 1]))
+            chosen = self.snapshot.stored(block, name).take(pa.array(self.places[where, 1]))
             out[where] = pc.is_in(chosen.cast(pa.large_string()), value_set=wanted).to_numpy(zero_copy_only=False)
         return out
 
@@ -318,6 +342,12 @@ class Rows:
         if field.kind == 'scalar' and field.dtype != 'bool':
             out = out.astype(field.dtype, copy=False)
         return out, valid
+
+
+def _anchor(name: str) -> str:
+    """What the shard that holds a column lists: its field, or `_key` for the system columns."""
+    field = name.removeprefix('_digest.')
+    return '_key' if field.startswith('_') else field
 
 
 def _by_group(groups: np.ndarray) -> list[tuple[int, np.ndarray]]:

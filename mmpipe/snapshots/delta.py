@@ -1,7 +1,8 @@
 """What a new snapshot changes in the one before it: rows to write, columns to write again, rows to mask.
 
     a new row, or one with another key or split, or no field as it was    a row of a new block; the old one is masked
-    a row of which some fields changed                                    those fields of its block, a new shard each
+    a row of which some fields changed                                    those fields of it, a patch of the block each
+    many such rows in a block                                             those fields of the block, a new shard each
     a field that is new, or has another form                              a new shard in every block
 
 So no byte of an unchanged field is written again.
@@ -107,6 +108,7 @@ class Delta:
     _block: int = -1
     _columns: dict[str, ColumnWriter] = field(default_factory=dict)
     _replaced: defaultdict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
+    _patched: defaultdict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
 
     def __post_init__(self) -> None:
         if self.old.snapshot is not None:
@@ -114,7 +116,7 @@ class Delta:
             self._there = manifest.shards
             self.dropped += [(block, row) for block, row in manifest.dropped.tolist()]
             self.splits |= manifest.splits
-        self._rows = {shard.block: shard.rows for shard in self._there}
+        self._rows = {shard.block: shard.rows for shard in self._there if '_key' in shard.fields}
         self._next = 1 + max(self._rows, default=-1)
 
     def take(self, rowid: str, row: PageRow) -> None:
@@ -154,11 +156,16 @@ class Delta:
         gone = {block for block, rows in self._rows.items() if masked[block] == rows}
         self.dropped = [(block, row) for block, row in self.dropped if block not in gone]
         names = {item.name for item in self.fields} - self.anew | {'_key'}
-        kept = [
-            replace(shard, fields=tuple(n for n in shard.fields if n in names - self._replaced[shard.block]))
-            for shard in self._there
-        ]
+        kept = [replace(shard, fields=self._still_listed(shard, names)) for shard in self._there]
         return [shard for shard in [*kept, *self._new] if shard.fields and shard.block not in gone]
+
+    def _still_listed(self, shard: Shard, names: Collection[str]) -> tuple[str, ...]:
+        gone = set(self._replaced[shard.block])
+        if '_row' not in shard.fields:
+            return tuple(name for name in shard.fields if name in names and name not in gone)
+        gone |= self._patched[shard.block]
+        fields = tuple(name for name in shard.fields[1:] if name in names and name not in gone)
+        return ('_row', *fields) if fields else ()
 
     def changes(self) -> dict[str, Any]:
         """What it changes, as counts, for the log of the root."""
@@ -200,17 +207,12 @@ class Delta:
             if item.name not in digests:
                 continue
             if item.name not in self._columns:
-                self._columns[item.name] = self._column(item)
+                old = None if item.name in self.anew else self.old.snapshot
+                rows = self._rows[block]
+                self._columns[item.name] = ColumnWriter(self.root, item, block=block, rows=rows, old=old)
             value, digest = row.values[item.name], digests[item.name]
             self._columns[item.name].put(number, value, digest, key=row.key, size=size_of(value))
             self.cells[item.name] = self.cells.get(item.name, 0) + 1
-
-    def _column(self, item: Field) -> ColumnWriter:
-        old = None
-        if item.name not in self.anew:
-            assert self.old.snapshot is not None
-            old = tuple(self.old.snapshot.stored(self._block, name) for name in (item.name, f'_digest.{item.name}'))
-        return ColumnWriter(self.root, item, block=self._block, rows=self._rows[self._block], old=old)
 
     def _count_failed(self, row: PageRow, written: Collection[str]) -> None:
         for name in row.failed:
@@ -219,8 +221,9 @@ class Delta:
 
     def _close_columns(self) -> None:
         for name, writer in self._columns.items():
-            self._keep(writer.close())
-            self._replaced[self._block].add(name)
+            shard = writer.close()
+            self._keep(shard)
+            (self._patched if '_row' in shard.fields else self._replaced)[self._block].add(name)
         self._columns.clear()
 
     def _write_block(self) -> None:

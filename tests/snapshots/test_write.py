@@ -149,7 +149,7 @@ def test_columns_computed_again_added_and_removed_write_no_byte_of_the_others(de
     declared.table.where(declared.table.key == 'k3').update({'text': 'other'})
     report = declared.freeze(fields=fields)
     assert (report.whole, report.updated, dict(report.cells)) == ('', 1, {'text': 1, 'label': 1})
-    assert new_columns(report) == ['_digest.label', '_digest.text', 'label', 'text']
+    assert new_columns(report) == ['_digest.label', '_digest.text', '_row', '_row', 'label', 'text']  # one row of eight
     assert content(report.snapshot) == content(declared.freeze(fields=fields, root=declared.root / 'scratch').snapshot)
 
 
