@@ -79,7 +79,7 @@ def fit(record: Record, target: Target, seen: dict[Key, str]) -> Row | Bad:
             return bad(name, reason)
     lacking = [name for name in target.key if record.values.get(name) in (None, '')]
     if lacking:
-        return bad(lacking[0], f'has no key: fill the column {", ".join(lacking)}')
+        return bad(lacking[0], 'is empty, and it is the key of the row: fill it')
     values: dict[str, Any] = {}
     for name, value in record.values.items():
         try:

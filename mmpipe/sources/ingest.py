@@ -88,6 +88,8 @@ class IngestReport:
         parts += [f'{self.unchanged} unchanged', f'{self.quarantined} in quarantine']
         parts += [f'{self.removed} removed'] if self.removed else []
         line = f'{self.table}: {", ".join(parts)}'
+        if not self.inserted + self.replaced + self.updated + self.touched + self.unchanged + self.quarantined:
+            line += '; the source has no rows'
         if self.gone > self.removed:
             which = listed(self.gone_keys, self.gone)
             line += f'\n  {self.gone} rows are gone from the source ({which}): prune=True (--prune) removes them'
@@ -147,6 +149,10 @@ def ingest(
     >>> mm.ingest(Products, mm.sources.rows('products.csv')).written  # doctest: +SKIP
     0
     """
+    if not hasattr(source, 'records'):
+        raise ConfigError(
+            f'{source!r:.80} is no source: mm.sources.rows(...) reads a manifest, mm.sources.files(...) a folder'
+        )
     start()
     target = table_of(table)
     path = path_of(target)
@@ -164,6 +170,8 @@ def ingest(
     if chunk_rows is not None and chunk_rows < 1:
         raise ConfigError(f'chunk_rows={chunk_rows}: a chunk has at least one row; leave it out for a size that adapts')
     total = source.total()
+    if progress is not None:
+        progress('ingest', 0, total, 'rows')
     seen: dict[Key, str] = {}
     done = 0
     with writer_lock(f'table:{path}'), ThreadPoolExecutor(threads or cores()) as pool, keeping(target) as book:

@@ -143,7 +143,7 @@ class Rows:
     def _csv(self) -> Iterator[tuple[str, dict[str, Any] | Bad]]:
         # Bad bytes become lone surrogates, so that one bad row does not stop the file.
         with self._file().open(encoding='utf-8-sig', errors='surrogateescape', newline='') as file:
-            reader = csv.reader(file)
+            reader = csv.reader(file, strict=True)  # else a quote that is never closed takes all rows behind it along
             try:
                 header = next(reader, None)
             except csv.Error as error:
@@ -156,13 +156,20 @@ class Rows:
                 raise SourceError(
                     f"'{self.name}' names a column twice, or leaves one without a name: {', '.join(header)}"
                 )
+            separator = next((mark for mark in ';\t|' if mark in header[0]), '') if len(header) == 1 else ''
+            if separator:
+                raise SourceError(f"'{self.name}' seems to be separated by {separator!r}: save it with commas")
             while True:
                 line = reader.line_num + 1
                 place = f'{self.name} line {line}'
                 try:
                     fields = next(reader, None)
                 except csv.Error as error:
-                    yield place, Bad(place=place, reason=f'is not CSV ({error}): correct the line')
+                    reason = f'is not CSV ({error}): correct the line'
+                    if reader.line_num > line:
+                        until = f'up to line {reader.line_num}, so none of these is read'
+                        reason = f'opens a quote that is not closed {until}: close it'
+                    yield place, Bad(place=place, reason=reason)
                     continue
                 if fields is None:
                     return

@@ -82,9 +82,13 @@ def _look(file: Path, known: Mapping[str, Any], kind: str, root: Path) -> dict[s
         raise BadInputError(f"lies outside '{root}', the folder of the source: move it there")
     if unquote(str(resolved)) != str(resolved):
         # Pixeltable 0.7 decodes it once too often when it reads the file, and so may take another one for it.
-        raise BadInputError(f"has '{_escape(resolved)}' in its path, which Pixeltable takes for another name: rename it")
+        raise BadInputError(
+            f"has '{_escape(resolved)}' in its path, which Pixeltable takes for another name: rename it"
+        )
     if not resolved.exists() and known.get('path') == str(resolved):
-        raise BadInputError('is gone since it was ingested: put it back, or take its row out of the source and ingest with prune (--prune)')
+        raise BadInputError(
+            'is gone since it was ingested: put it back, or take its row out of the source and ingest with --prune'
+        )
     if not resolved.exists():
         raise BadInputError('does not exist: add the file, or correct the path')
     if not resolved.is_file():

@@ -84,7 +84,7 @@ def _parse(value: Any, kind: Any, text: bool) -> Any:
         with np.errstate(over='ignore'):
             array = np.asarray(listed, dtype=kind.dtype)
         if array.dtype.kind == 'f' and not np.isfinite(array).all():
-            raise ValueError('holds NaN or infinity')
+            raise ValueError('holds null, NaN or infinity')
         return array
     if kind.is_timestamp_type():
         return _in_zone(value if isinstance(value, datetime) else datetime.fromisoformat(str(value)))

@@ -167,7 +167,7 @@ def test_a_file_that_is_gone_since_it_was_ingested_is_told_from_one_that_never_w
     shop.rows.append({'key': 'd', 'photo': 'none.jpg'})
     report = ingest(shop)
     assert {row.key: row.reason for row in report.bad} == {
-        'a': 'is gone since it was ingested: put it back, or remove the row from the source',
+        'a': 'is gone since it was ingested: put it back, or take its row out of the source and ingest with --prune',
         'd': 'does not exist: add the file, or correct the path',
     }
     assert stored(shop, 'square')['a'] is not None
@@ -270,11 +270,11 @@ def test_bad_rows_go_to_quarantine_with_all_there_is_to_know_and_leave_when_mend
     assert said['missing'] == ('photo', 'does not exist')
     assert said['text'] == ('photo', 'is not an image of a format that Pillow reads')
     assert said['empty'] == ('speech', 'is empty (0 bytes)')
-    assert said['escape'] == said['link'] == ('photo', f"lies outside '{shop.folder}'")
+    assert said['escape'] == said['link'] == ('photo', f"lies outside '{shop.folder}', the folder of the source")
     assert said['folder'] == ('photo', 'is not a file')
     assert said['nan'] == ('price', 'is NaN')
     assert said['word'][0] == 'price'
-    assert said[''] == ('key', 'has no key')
+    assert said[''] == ('key', 'is empty, and it is the key of the row')
     assert said['k' * 9][1].startswith('is a key of 300 characters')
     assert said['a'][1].startswith(f'has the key of {manifest} line 2')
     assert said['long'][1].startswith('cannot be read (File name too long)')
@@ -566,4 +566,24 @@ def test_chunks_and_progress_add_up(counted):
     rows = [{'key': f'k{i}', 'x': i} for i in range(7)]
     report = counted.ingest(rows, chunk_rows=3, progress=lambda *args: seen.append(args))
     assert report.inserted == 7
-    assert seen == [('ingest', 3, 7, 'rows'), ('ingest', 6, 7, 'rows'), ('ingest', 7, 7, 'rows')]
+    assert seen == [('ingest', done, 7, 'rows') for done in (0, 3, 6, 7)]
+
+
+def test_a_name_that_pixeltable_would_take_for_another_files_is_refused(shop):
+    """Pixeltable 0.7 decodes 'a%20b.jpg' to 'a b.jpg' when it reads it, and gives that file's content."""
+    for name, colour in (('a%20b.jpg', 'red'), ('a b.jpg', 'blue'), ('100%.jpg', 'green')):
+        PIL.Image.new('RGB', (8, 8), colour).save(shop.folder / name)
+    names = ('a%20b.jpg', 'a b.jpg', '100%.jpg')
+    manifest = write_csv(shop.folder / 'odd.csv', [{'key': name, 'photo': name} for name in names])
+    report = mm.ingest(shop.Items, mm.sources.rows(manifest))
+    assert report.inserted == 2
+    assert [(bad.key, bad.reason) for bad in report.bad] == [
+        ('a%20b.jpg', "has '%20' in its path, which Pixeltable takes for another name: rename it")
+    ]
+
+
+def test_what_is_no_source_and_a_source_without_rows_are_told(shop):
+    with pytest.raises(ConfigError, match=r"'photos' is no source: mm\.sources\.rows"):
+        mm.ingest(shop.Items, 'photos')
+    empty = mm.ingest(shop.Items, mm.sources.files(shop.folder / '*.nothing', column='photo'))
+    assert str(empty).endswith('; the source has no rows')

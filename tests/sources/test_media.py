@@ -179,12 +179,17 @@ def test_a_text_about_pdf_is_a_text_and_a_pdf_under_another_ending_is_told_to_be
 @pytest.mark.parametrize(
     ('name', 'options'),
     [
-        ('a.webm', {'sound': 10.0}), ('a.mkv', {'fps': 1, 'frames': 4}), ('a.mkv', {'frames': 1}),
+        ('a.webm', {'sound': 10.0}), ('a.mkv', {'fps': 1, 'frames': 4}), ('a.mkv', {'frames': 2}),
         ('a.mkv', {'sound': 30.0, 'frames': 5}), ('a.webm', {'live': True}), ('a.mkv', {'sound': 0.5}),
     ],
 )  # fmt: skip
 def test_matroska_is_whole_at_any_rate_with_or_without_sound_and_live(tmp_path, name, options):
     check(matroska(tmp_path / name, **options), 'video')
+
+
+def test_a_video_of_one_frame_is_refused_here_since_pixeltable_would_abort_the_insert(tmp_path):
+    with pytest.raises(BadInputError, match=r'is no video that Pixeltable takes \(fewer than two frames decode\?\)'):
+        check(matroska(tmp_path / 'a.mkv', frames=1), 'video')
 
 
 @pytest.mark.parametrize('name', ['a.mkv', 'a.webm'])

@@ -80,7 +80,19 @@ def test_a_quote_that_is_never_closed_says_how_far_it_runs(tmp_path):
     bad = [r for r in read(rows(path)) if isinstance(r, Bad)]
     assert len(bad) == 1
     assert bad[0].place.endswith('line 3')
-    assert 'runs to line 5: is a quote not closed?' in bad[0].reason
+    assert bad[0].reason == 'opens a quote that is not closed up to line 5, so none of these is read: close it'
+    # The last column takes a whole row's worth of text without a word, unless quotes have to be closed.
+    path = write(tmp_path / 'last.csv', 'key,label\na,1\nb,"1\nc,1\n')
+    found = list(read(rows(path)))
+    assert [type(each) for each in found] == [Record, Bad]
+    assert 'up to line 4' in found[1].reason
+
+
+@pytest.mark.parametrize('separator', [';', '\t'])
+def test_another_separator_is_named(tmp_path, separator):
+    path = write(tmp_path / 'items.csv', f'key{separator}x\na{separator}1,5\n')
+    with pytest.raises(SourceError, match=r'seems to be separated by .* save it with commas'):
+        list(read(rows(path)))
 
 
 @pytest.mark.parametrize(
