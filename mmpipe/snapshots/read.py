@@ -19,6 +19,9 @@ from mmpipe.store import Rowid, path_of, primary_key, select_rows
 from mmpipe.store.expressions import column_name
 
 
+GONE = 'is gone'
+
+
 @dataclass(kw_only=True)
 class PageRow:
     """One row, ready to be written.
@@ -117,14 +120,17 @@ def check_sources(view: TrainingView, rows: Mapping[str, Any]) -> None:
                 changed.append(f"row '{key}', column {column}: '{item['path']}' {checked[item['path']]}")
     if changed:
         more = f' and {len(changed) - 3} more' if len(changed) > 3 else ''
+        moves = ['Ingest again what was changed'] if any(not text.endswith(GONE) for text in changed) else []
+        if any(text.endswith(GONE) for text in changed):
+            moves.append('Put back what is gone, or take its rows out of the source and ingest with --prune')
         raise SourceChangedError(
-            f"'{path_of(view.table)}': {'; '.join(changed[:3])}{more}. Run `mmpipe ingest` again, then the snapshot."
+            f"'{path_of(view.table)}': {'; '.join(changed[:3])}{more}. {'. '.join(moves)}; then the snapshot again."
         )
 
 
 def _difference(path: Path, item: Mapping[str, Any]) -> str:
     if not path.is_file():
-        return 'is gone'
+        return GONE
     if stamp(path) != item['stamp'] and digest_file(path) != item['digest']:
         return 'has other content than when it was ingested'
     return ''
