@@ -70,7 +70,8 @@ def rows(
     if kind not in MANIFESTS:
         raise SourceError(f"'{manifest}' ends in '{kind}'; a manifest ends in {', '.join(MANIFESTS)}")
     if is_url(name):
-        base = name.rpartition('/')[0] if folder is None else folder if is_url(folder) else ''
+        beside = (name.partition('?')[0] if is_web(name) else name).rpartition('/')[0]
+        base = beside if folder is None else folder if is_url(folder) else ''
         local = Path(folder).resolve() if folder is not None and not base else media_dir()
         return Rows(path=None, url=name, root=local, base=base, store=options)
     path = Path(name)

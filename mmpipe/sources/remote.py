@@ -67,6 +67,9 @@ class Store:
         allow_urls: whether http and https URLs are downloaded.
         objects: where downloads lie; the project's media folder when None.
         network: names and connections of http, for tests.
+
+    Attributes:
+        downloaded: how many files were downloaded so far.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Store:
         self._systems: dict[str, Any] = {}
         self._infos: dict[str, Mapping[str, Any]] = {}
         self._fetching: dict[str, threading.Lock] = {}
+        self._counting = threading.Lock()
 
     def check(self, url: str) -> None:
         """Whether a URL is of a kind that is read at all.
@@ -157,7 +161,7 @@ class Store:
             answer = download(url, known=before[0] if before else '', network=self.network)
             if answer.pieces is None and before is not None:
                 return before[1]
-            self.downloaded += 1
+            self._count()
             return self.objects.put(url, answer.identity, answer.pieces or ())
         system = self._system(url)
         path = system._strip_protocol(url)
@@ -167,7 +171,7 @@ class Store:
             if before is not None and identity and before[0] == identity:
                 return before[1]
             with system.open(path, 'rb') as file:
-                self.downloaded += 1
+                self._count()
                 return self.objects.put(url, identity, _whole(iter(lambda: file.read(PIECE), b''), info.get('size')))
         except BadInputError:
             raise
@@ -175,6 +179,10 @@ class Store:
             raise BadInputError('does not exist: add the object, or correct the path') from None
         except Exception as error:  # each store has exceptions of its own
             raise BadInputError(f'cannot be downloaded ({_what(error)}): check rights and network') from error
+
+    def _count(self) -> None:
+        with self._counting:
+            self.downloaded += 1
 
     def _info(self, system: Any, url: str, path: str) -> Mapping[str, Any]:
         """What the listing says of an object; a folder is listed once, for all the rows that name files in it."""

@@ -155,6 +155,19 @@ def test_urls_of_a_manifest_are_downloaded_when_allowed_and_private_ones_never(t
         assert [path for _, path in requests] == ['/a.jpg', '/a.jpg']  # the second time only asked whether it is new
 
 
+def test_a_manifest_on_the_web_names_files_beside_it():
+    manifest = b'key,photo\na,x/a.jpg\nb,../../b.jpg\nc,http://other.test/c.jpg\nd,none.jpg\n'
+    pages = {'/shop/items.csv?v=/1': (200, {}, manifest), '/shop/x/a.jpg': (200, {}, b'a'), '/c.jpg': (200, {}, b'c')}
+    with serving(pages) as (port, requests):
+        source = mm.sources.rows('http://public.test/shop/items.csv?v=/1', allow_urls=True)
+        names = Names(port, public_test=[[PUBLIC]], other_test=[[PUBLIC]])
+        one, two, three, four = read(replace(source, store=Store(allow_urls=True, network=names)))
+        assert (text(one), text(three)) == ('a', 'c')
+        assert two.reason.startswith("lies outside 'http://public.test/shop'")
+        assert 'HTTP 404' in four.reason
+        assert sorted(requests)[0] == ('other.test', '/c.jpg')
+
+
 def test_an_ingest_of_a_store_writes_only_what_changed_and_knows_what_is_gone(bucket, pixeltable_home, tmp_path):
     Tables = pxt.model_base()
 
