@@ -275,7 +275,7 @@ def refuse_stale(table: Any, columns: Collection[tuple[str, str]]) -> None:
             what = f'{state.table}.{state.column}' if state.column else state.table
             raise StaleColumnError(
                 f"'{what}' holds {state.stale:,} rows made otherwise than the code would make them now ({state.why}). "
-                f'Run `mmpipe apply` for its pipeline to make them again, or pass allow_stale=True to take them so.'
+                f'Run `mmpipe apply PIPELINE` to make them again, or pass allow_stale=True to take them as they are.'
             )
 
 

@@ -45,7 +45,7 @@ def open_snapshot(root: str | Path, id: str | None = None) -> Snapshot:
     >>> open_snapshot('nowhere')
     Traceback (most recent call last):
     ...
-    mmpipe.errors.ShardError: no snapshot in 'nowhere'. Write one with mm.snapshot(...) or `mmpipe snapshot`.
+    mmpipe.errors.ShardError: no snapshot in 'nowhere'. Write one with mm.snapshot(...) or `mmpipe snapshot PIPELINE`.
     """
     if '://' in str(root):
         raise ConfigError(
@@ -77,7 +77,7 @@ class Snapshot:
         self.splits = manifest.splits
         self.versions = manifest.versions
         self._tables: dict[str, pa.Table] = {}
-        self._columns: dict[tuple[int, str], list[Column]] = {}
+        self._columns: dict[tuple[int, str], tuple[list[Column], np.ndarray | None]] = {}
         self._files: dict[tuple[int, str], Shard] = {}
         self._patches: dict[tuple[int, str], Shard] = {}
         for shard in manifest.shards:
@@ -146,19 +146,21 @@ class Snapshot:
     def _parts(self, name: str, places: np.ndarray) -> Iterator[tuple[Column, np.ndarray, np.ndarray]]:
         """For each array that holds some of the rows: the field there, their rows in it, and their positions."""
         for block, where in _by_group(places[:, 0]):
-            columns = self._columns.get((block, name))
-            patch = self.patch(block, name)
-            if columns is None:
+            found = self._columns.get((block, name))
+            if found is None:
+                patch = self.patch(block, name)
                 chunks = [*self.unpatched(block, name).chunks, *([] if patch is None else [patch[1]])]
-                columns = self._columns[block, name] = [Column(self.fields[name], chunk) for chunk in chunks]
+                columns = [Column(self.fields[name], chunk) for chunk in chunks]
+                found = self._columns[block, name] = columns, None if patch is None else patch[0]
+            columns, patched = found
             rows = places[where, 1]
             if len(columns) == 1:
                 yield columns[0], rows, where
                 continue
             starts = np.cumsum([0, *(len(column.array) for column in columns)])
-            if patch is not None:  # its values lie behind those of all rows
-                at = np.minimum(np.searchsorted(patch[0], rows), len(patch[0]) - 1)
-                rows = np.where(patch[0][at] == rows, starts[-2] + at, rows)
+            if patched is not None:  # their values lie behind those of all rows
+                at = np.minimum(np.searchsorted(patched, rows), len(patched) - 1)
+                rows = np.where(patched[at] == rows, starts[-2] + at, rows)
             for number, here in _by_group(np.searchsorted(starts, rows, side='right') - 1):
                 yield columns[number], rows[here] - starts[number], where[here]
 

@@ -120,7 +120,7 @@ def check_sources(view: TrainingView, rows: Mapping[str, Any]) -> None:
                 changed.append(f"row '{key}', column {column}: '{item['path']}' {checked[item['path']]}")
     if changed:
         more = f' and {len(changed) - 3} more' if len(changed) > 3 else ''
-        moves = ['Ingest again what was changed'] if any(not text.endswith(GONE) for text in changed) else []
+        moves = ['Ingest the changed files again'] if any(not text.endswith(GONE) for text in changed) else []
         if any(text.endswith(GONE) for text in changed):
             moves.append('Put back what is gone, or take its rows out of the source and ingest with --prune')
         raise SourceChangedError(
@@ -166,7 +166,7 @@ def _encoded(spec: FieldSpec, row: PageRow, name: str) -> Any:
     except Exception as error:
         raise SnapshotError(
             f"field '{name}' of row '{row.key}' cannot be encoded ({type(error).__name__}: {error}). "
-            f'Mend the file and run `mmpipe ingest`, or filter the row out.'
+            f'Mend the file and ingest it again, or filter the row out.'
         ) from error
 
 

@@ -25,9 +25,9 @@ def table_of(source: Any) -> Any:
         try:
             table = pxt.get_table(source, if_not_exists='ignore')
         except pxt.Error as error:
-            raise SchemaError(f"'{source}' is no table: {error} `mmpipe status` lists what there is.") from error
+            raise SchemaError(f"'{source}' is no table: {error} pixeltable.list_tables() lists what there is.") from error
         if table is None:
-            raise SchemaError(f"there is no table '{source}'. `mmpipe status` lists what there is.")
+            raise SchemaError(f"there is no table '{source}'. pixeltable.list_tables() lists what there is.")
         return table
     if isinstance(source, TableModelMeta):
         if not source.is_bound:

@@ -75,7 +75,8 @@ def test_a_file_overwritten_since_it_was_ingested_is_refused_by_key_until_it_is_
         (tmp_path / 'two.jpg').unlink()
     for asked in (fields, {'photo': mm.field.image(items.photo, size=4)}, {'file': mm.field.file(items.photo)}):
         with pytest.raises(
-            SourceChangedError, match=r"row 'two', column photo: .*two.jpg.*Run `mmpipe ingest`"
+            SourceChangedError,
+            match=r"row 'two', column photo: .*two.jpg.*(Ingest the changed files again|ingest with --prune); then the snapshot again",
         ) as raised:
             mm.snapshot(items, root=root, fields=asked)
         assert "'one'" not in str(raised.value)
@@ -106,7 +107,7 @@ def test_a_collection_waits_for_whoever_writes_its_root(declared):
 
 def test_empty_tables_and_filters_are_refused_and_keep_what_is_there(declared, directory):
     empty = pxt.create_table(f'{directory}/empty', {'x': pxt.Int})
-    with pytest.raises(SnapshotError, match=r"empty' has no rows to freeze\. Run `mmpipe ingest`"):
+    with pytest.raises(SnapshotError, match=r"empty' has no rows to freeze\. Ingest rows first"):
         mm.snapshot(empty, root=declared.root / 'e', fields={'x': empty.x})
     with pytest.raises(SnapshotError, match=r'is left in the filter\. Widen it'):
         declared.freeze(query=declared.table.where(declared.table.x > 1000))
