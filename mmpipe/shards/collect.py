@@ -1,7 +1,7 @@
 """Remove what no kept snapshot needs: old snapshots, replaced shards, and what a killed writer left.
 
 A snapshot that is being written has files that nothing refers to yet. They are younger than the grace period: a file
-that is written is new, and one that is there already and taken again is made young (`mmpipe.shards.manifest.renew`).
+that is written is new, and one that is there already and taken again is made young (`mmpipe.shards.files.renew`).
 Heads go first, so a collection that is stopped leaves no snapshot that lacks a part.
 """
 

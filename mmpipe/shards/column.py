@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from mmpipe.shards.field import DIGEST_BYTES, Field, content_digest, encode
-from mmpipe.shards.manifest import NewFile, Shard
+from mmpipe.shards.files import NewFile
+from mmpipe.shards.manifest import Shard
 
 BATCH_BYTES = 64 << 20  # values gathered in memory before they are written
 PATCH_SHARE = 4  # a patch holds at most this part of the rows of its block

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from mmpipe.errors import ShardError
+from mmpipe.shards import files
 from mmpipe.shards import manifest as manifests
 from mmpipe.shards.column import pick
 from mmpipe.shards.manifest import Shard
@@ -137,7 +138,7 @@ class _Blocks:
         table = pa.table({name: pa.chunked_array(arrays) for name, arrays in parts.items()})
         for arrays in parts.values():
             arrays.clear()
-        data = manifests.table_bytes(table)
-        path, sha = manifests.put(self.root, 'shards', data, '.arrow')
+        data = files.table_bytes(table)
+        path, sha = files.put(self.root, 'shards', data, '.arrow')
         fields = ('_key', *self.old.fields)
         return Shard(block=index, path=path, fields=fields, rows=table.num_rows, bytes=data.size, sha256=sha)

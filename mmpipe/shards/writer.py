@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from mmpipe.errors import FieldError
+from mmpipe.shards import files
 from mmpipe.shards import manifest as manifests
 from mmpipe.shards.field import DIGEST_BYTES, Field, content_digest, encode
 from mmpipe.shards.manifest import Manifest, Shard
@@ -81,8 +82,8 @@ def write_block(root: str | Path, fields: Sequence[Field], block: Block, *, inde
         names[field.name] = encode(field, values, keys=block.keys)
         digests = (block.digests or {}).get(field.name) or [content_digest(field, value) for value in values]
         names[f'_digest.{field.name}'] = pa.array(digests, type=pa.binary(DIGEST_BYTES))
-    data = manifests.table_bytes(pa.table(names))
-    path, sha = manifests.put(Path(root), 'shards', data, '.arrow')
+    data = files.table_bytes(pa.table(names))
+    path, sha = files.put(Path(root), 'shards', data, '.arrow')
     listed = ('_key', *(field.name for field in fields))
     return Shard(block=index, path=path, fields=listed, rows=count, bytes=data.size, sha256=sha)
 

@@ -14,6 +14,7 @@ from snapshots import files
 from mmpipe.cli import app
 from mmpipe.errors import ConfigError, ShardError
 from mmpipe.shards import Block, Field, compact, log, open_snapshot, write_block
+from mmpipe.shards import files as shard_files
 from mmpipe.shards import writer as writing
 
 VECTOR = Field(name='vector', kind='tensor', dtype='float32', shape=(64,))
@@ -77,14 +78,14 @@ def test_blocks_are_cut_where_they_are_full_and_a_second_compaction_does_nothing
 
 def test_a_snapshot_that_is_committed_meanwhile_is_not_lost(tmp_path, monkeypatch):
     write(tmp_path, [3, 3])
-    put = writing.manifests.put
+    put = shard_files.put
 
     def meanwhile(*args):
         monkeypatch.undo()
         write(tmp_path, [4])
         return put(*args)
 
-    monkeypatch.setattr(writing.manifests, 'put', meanwhile)
+    monkeypatch.setattr(shard_files, 'put', meanwhile)
     with pytest.raises(ShardError, match=r'got another snapshot than .*: compact again'):
         compact(tmp_path)
     assert len(open_snapshot(tmp_path)) == 4

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mmpipe.errors import ConfigError, DataError, FieldError, ShardError
 from mmpipe.shards import Block, Field, commit, open_snapshot, write_block, write_snapshot
-from mmpipe.shards.manifest import sha256_of
+from mmpipe.shards.files import sha256_of
 
 PRICE = Field(name='price', kind='scalar', dtype='float32')
 
