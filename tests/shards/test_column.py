@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from memory import peak_memory
 
 from mmpipe.errors import ShardError
 from mmpipe.shards import Block, Field, column, commit, open_snapshot, write_block
@@ -91,6 +92,29 @@ def test_the_size_of_a_patch_does_not_depend_on_the_block(tmp_path):
         writer.put(rows - 1, vector(2), content_digest(VECTOR, vector(2)), key='', size=128)
         sizes.append(writer.close().bytes)
     assert sizes[0] == sizes[1]
+
+
+def test_a_wide_field_is_added_to_and_changed_in_a_long_block_with_memory_for_a_few_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr(column, 'BATCH_BYTES', 100_000)
+    rows = 4000
+    names = [f'k{i}' for i in range(rows)]
+    narrow = write_block(tmp_path, [NOTE], Block(keys=names, columns={'note': names}), index=0)
+    wide = Field(name='wide', kind='tensor', dtype='float32', shape=(256,))
+    snapshot = commit(tmp_path, [NOTE], [narrow], splits={'': rows})
+    for step in (1, 2):
+        old = snapshot if 'wide' in snapshot.fields else None
+        with peak_memory() as peak:
+            writer = ColumnWriter(tmp_path, wide, block=0, rows=rows, old=old)
+            for row in range(0, rows, step):
+                value = np.full(256, row * step, dtype=np.float32)
+                writer.put(row, value, content_digest(wide, value), key='', size=value.nbytes)
+            shard = writer.close()
+        assert peak.bytes < 1_000_000 < shard.bytes == pytest.approx(rows * 1040, rel=0.02)
+        snapshot = commit(tmp_path, [NOTE, wide], [narrow, shard], splits={'': rows})
+        assert snapshot.unpatched(0, 'wide').num_chunks > 40
+        values, valid = snapshot.rows().read('wide', [0, 1, 1999, 2000, 3998])
+        assert values[:, 0].tolist() == [0, 1, 1999, 2000 * step, 3998 * step]
+        assert valid.all()
 
 
 @pytest.mark.parametrize('wrong', ['field missing', 'field twice', 'rows differ', 'patch twice', 'patch of nothing'])

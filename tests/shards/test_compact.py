@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import tracemalloc
 
 import numpy as np
-import pyarrow as pa
 import pytest
+from memory import peak_memory
 from snapshots import files
 
 from mmpipe.cli import app
@@ -96,18 +95,11 @@ def test_a_snapshot_that_is_committed_meanwhile_is_not_lost(tmp_path, monkeypatc
 def test_it_takes_memory_for_a_few_blocks_however_many_there_are(tmp_path):
     rows, block = 100, 400 * ROW
     write(tmp_path, [rows] * 60, masked=[(index, 0) for index in range(60)])
-    pool, before = pa.proxy_memory_pool(pa.default_memory_pool()), pa.default_memory_pool()
-    pa.set_memory_pool(pool)
-    tracemalloc.start()
-    try:
+    with peak_memory() as peak:
         made = compact(tmp_path, block_bytes=block)
-        peak = tracemalloc.get_traced_memory()[1] + pool.max_memory()
-    finally:
-        tracemalloc.stop()
-        pa.set_memory_pool(before)
     assert len(made) == 60 * 99
     assert len(made.manifest.shards) == 19
-    assert peak < 8 * block < 60 * rows * ROW
+    assert peak.bytes < 8 * block < 60 * rows * ROW
 
 
 def test_the_gc_command_compacts_first(tmp_path, monkeypatch, capsys):
