@@ -31,6 +31,8 @@ PipelineName = Annotated[
 Directory = Annotated[
     str | None, typer.Option('--dir', help="Pixeltable directory of the tables; the pipeline's name when left out.")
 ]
+# A string: a Path would make one slash of the two of a URL, and a local folder of it.
+Root = Annotated[str | None, typer.Option(help='Directory of the shards; .mmpipe/shards/DIR when left out.')]
 AsJson = Annotated[bool, typer.Option('--json', help='Print one JSON object on stdout.')]
 _debug = False
 
@@ -115,7 +117,7 @@ def apply(
         made = make_plan(found.tables, found.directory)
         print(made, file=sys.stderr)
         agreed = yes
-        if made.destructive and not yes and sys.stdin.isatty():
+        if made.destructive and not made.unsupported and not yes and sys.stdin.isatty():
             agreed = typer.confirm('Stored values will be lost. Go on?', err=True)
         show = StageProgress()
         with show.stage('apply'):
@@ -184,7 +186,32 @@ def ingest(
             'computed': computed,
         }
         cells = ', '.join(f'{column} {count}' for column, count in computed.items() if count) or 'none'
-        return result, '\n'.join([*map(str, reports), f'computed cells: {cells}'])
+        lines = [*map(str, reports), f'computed cells: {cells}']
+        if any(report.quarantined for report in reports):
+            lines.append(f'`mmpipe quarantine {found.command}` lists all that is in quarantine')
+        return result, '\n'.join(lines)
+
+    _print(run, as_json)
+
+
+@app.command(epilog='Example: mmpipe quarantine demo')
+def quarantine(pipeline: PipelineName, directory: Directory = None, as_json: AsJson = False) -> None:
+    """List what the sources of the pipeline's tables held that could not be taken, and why."""
+
+    def run() -> tuple[Any, str]:
+        from mmpipe.pipeline import find_pipeline
+        from mmpipe.sources import quarantined
+        from mmpipe.wording import how_many
+
+        found = find_pipeline(pipeline, directory=directory)
+        entries = [entry for entry in quarantined() if entry['table_path'].rpartition('/')[0] == found.directory]
+        lines = [f'{found.directory}: {how_many(len(entries), "entry", "entries")} in quarantine']
+        for entry in entries:
+            row = f", row '{entry['row_key']}'" if entry['row_key'] and entry['row_key'] not in entry['place'] else ''
+            what = f"{entry['column_name']} '{entry['path']}'" if entry['path'] else entry['column_name']
+            said = ' '.join(part for part in (what, entry['reason']) if part)
+            lines.append(f'  {entry["table_path"]}: {entry["place"]}{row}: {said}')
+        return {'directory': found.directory, 'entries': entries}, '\n'.join(lines)
 
     _print(run, as_json)
 
@@ -199,7 +226,8 @@ def status(pipeline: PipelineName, directory: Directory = None, as_json: AsJson 
 
         found = find_pipeline(pipeline, directory=directory)
         seen = look(found.directory)
-        return seen.to_json(), str(seen)
+        hint = '' if seen.tables else f'\n  `mmpipe apply {found.command}` makes the tables'
+        return seen.to_json(), f'{seen}{hint}'
 
     _print(run, as_json)
 
@@ -208,9 +236,7 @@ def status(pipeline: PipelineName, directory: Directory = None, as_json: AsJson 
 def snapshot(
     pipeline: PipelineName,
     directory: Directory = None,
-    root: Annotated[
-        Path | None, typer.Option(help='Directory of the shards; .mmpipe/shards/DIR when left out.')
-    ] = None,
+    root: Root = None,
     full: Annotated[bool, typer.Option('--full', help='Look at every row, not only at changed ones.')] = False,
     allow_stale: Annotated[bool, typer.Option('--allow-stale', help='Take columns that older code made, too.')] = False,
     as_json: AsJson = False,
@@ -225,9 +251,11 @@ def snapshot(
         found = find_pipeline(pipeline, directory=directory)
         found.bind()
         show = StageProgress()
+        place = _place(root, found.root)
+        _make_place(place)
         with show.stage('snapshot'):
             view = found.module('views').training_view()
-            made = freeze(root=root or found.root, full=full, allow_stale=allow_stale, progress=show, **view)
+            made = freeze(root=place, full=full, allow_stale=allow_stale, progress=show, **view)
         return made.to_json(), str(made)
 
     _print(run, as_json)
@@ -260,17 +288,15 @@ def train(
             training = found.module('training')
         with show.stage('train'):
             made = training.train(frozen, continue_from=finished[-1] if finished else None, progress=show)
-        lines = [f'run {made.id} on snapshot {frozen.id}: {made.path}']
-        for task, scores in made.metrics.items():
-            lines.append(f'  {task}: ' + ', '.join(f'{name} {_number(value)}' for name, value in scores.items()))
         result = {
             'run': made.id,
             'path': str(made.path),
             'snapshot': frozen.id,
             'metrics': made.metrics,
+            'split': made.record['val_split'],
             'parent': made.parent,
         }
-        return result, '\n'.join(lines)
+        return result, str(made)
 
     _print(run, as_json)
 
@@ -279,9 +305,7 @@ def train(
 def leaks(
     pipeline: PipelineName,
     directory: Directory = None,
-    root: Annotated[
-        Path | None, typer.Option(help='Directory of the shards; .mmpipe/shards/DIR when left out.')
-    ] = None,
+    root: Root = None,
     field: Annotated[
         list[str] | None, typer.Option(help='Input field to compare; give it again for more, all when left out.')
     ] = None,
@@ -298,7 +322,7 @@ def leaks(
         from mmpipe.pipeline import find_pipeline
         from mmpipe.shards import open_snapshot
 
-        frozen = open_snapshot(root or find_pipeline(pipeline, directory=directory).root)
+        frozen = open_snapshot(_place(root, find_pipeline(pipeline, directory=directory).root))
         found = check_leaks(frozen, group=group, fields=field, near=near)
         return found.to_json(), str(found)
 
@@ -310,9 +334,7 @@ def leaks(
 def log(
     pipeline: PipelineName,
     directory: Directory = None,
-    root: Annotated[
-        Path | None, typer.Option(help='Directory of the shards; .mmpipe/shards/DIR when left out.')
-    ] = None,
+    root: Root = None,
     as_json: AsJson = False,
 ) -> None:
     """List the pipeline's snapshots, newest first, with what each changed. Needs no Pixeltable."""
@@ -321,7 +343,7 @@ def log(
         from mmpipe.pipeline import find_pipeline
         from mmpipe.shards import log as read_log
 
-        place = root or find_pipeline(pipeline, directory=directory).root
+        place = _place(root, find_pipeline(pipeline, directory=directory).root)
         entries = read_log(place)
         lines = [str(entry) for entry in entries] or [f"no snapshots in '{place}'; `mmpipe snapshot` writes one"]
         return {'root': str(place), 'snapshots': [entry.to_json() for entry in entries]}, '\n'.join(lines)
@@ -333,9 +355,7 @@ def log(
 def gc(
     pipeline: PipelineName,
     directory: Directory = None,
-    root: Annotated[
-        Path | None, typer.Option(help='Directory of the shards; .mmpipe/shards/DIR when left out.')
-    ] = None,
+    root: Root = None,
     keep: Annotated[int, typer.Option(metavar='N', help='How many of the newest snapshots stay.')] = 1,
     dry_run: Annotated[bool, typer.Option('--dry-run', help='Only say what would be removed.')] = False,
     compacted: Annotated[
@@ -351,7 +371,7 @@ def gc(
 
         if compacted and dry_run:
             raise ConfigError('--compact writes a snapshot, and --dry-run changes nothing: give one of them')
-        place = root or find_pipeline(pipeline, directory=directory).root
+        place = _place(root, find_pipeline(pipeline, directory=directory).root)
         lines = []
         with _as_writer(place):
             if compacted:
@@ -360,6 +380,37 @@ def gc(
         return done.to_json(), '\n'.join([*lines, str(done)])
 
     _print(run, as_json)
+
+
+@app.command(epilog='Example: mmpipe stop')
+def stop(as_json: AsJson = False) -> None:
+    """Stop the project's Postgres, which runs on after a command; the next command starts it again."""
+
+    def run() -> tuple[Any, str]:
+        from mmpipe.home import pixeltable_home
+        from mmpipe.store import stop_postgres
+
+        home = pixeltable_home()
+        stopped = home.is_dir() and stop_postgres()
+        return {'stopped': stopped}, f'stopped the Postgres of {home}' if stopped else f'no Postgres runs in {home}'
+
+    _print(run, as_json)
+
+
+def _place(root: str | None, default: Path) -> Path:
+    """Where the shards are: --root, or the pipeline's own place."""
+    if root is not None and '://' in root:
+        raise ConfigError(f'--root {root}: shards lie in local directories only. Give the path of one.')
+    return Path(root) if root else default
+
+
+def _make_place(place: Path) -> None:
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"'{place}' cannot hold shards ({error.strerror}). Give a directory that can be written: --root DIR"
+        ) from error
 
 
 def _as_writer(root: Path, *, wait_s: float = 60.0) -> contextlib.AbstractContextManager[None]:
@@ -371,10 +422,6 @@ def _as_writer(root: Path, *, wait_s: float = 60.0) -> contextlib.AbstractContex
     from mmpipe.snapshots import root_lock
 
     return root_lock(root, wait_s=wait_s)
-
-
-def _number(value: Any) -> str:
-    return f'{value:.4g}' if isinstance(value, float) else str(value)
 
 
 def _print(run: Callable[[], tuple[Any, str]], as_json: bool) -> Any:

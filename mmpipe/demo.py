@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +19,12 @@ from mmpipe.errors import ConfigError, require
 from mmpipe.home import home_dir, runs_dir
 from mmpipe.pipeline import Pipeline, find_pipeline, runs_of
 from mmpipe.progress import StageProgress
+from mmpipe.wording import how_many
 
 NAME = 'demo'
 HELD_BACK = 'held_back.csv'
 QUICK_STEP = 8
+WIDTH = 100  # columns that the results fit in
 
 
 def data_folder() -> Path:
@@ -204,22 +207,26 @@ def describe(part: dict[str, Any]) -> str:
         f'rows written: {part["written"]}; snapshot {part["snapshot"]}',
     ]
     how = (
-        f'continued from {run["continued"]}, {run["new_rows"]} new training rows'
+        f'continued from {run["continued"]}, {how_many(run["new_rows"], "new training row")}'
         if run['continued']
         else 'from scratch'
     )
     lines.append(f'run {run["id"]}, {how}')
-    names = list(next(iter(part['baselines'].values())))
-    lines.append(
-        f'{"task":<9} {"metric":<9} {"model":>13} '
-        + ''.join(f'{name:>14}' for name in names)
-        + f'{"kept run, test":>18}'
-    )
-    for task, scores in part['metrics'].items():
-        probes = ''.join(f'{_plus_minus(part["baselines"][task][name]):>14}' for name in names)
-        test = f'{_three(scores["test"])} ({scores["test_rows"]} rows)'
-        lines.append(f'{task:<9} {scores["metric"]:<9} {_plus_minus(scores):>13} {probes}{test:>18}')
+    lines = [textwrap.fill(line, WIDTH, subsequent_indent='  ', break_on_hyphens=False) for line in lines]
+    lines += _table(part['metrics'], part['baselines'])
     return '\n'.join(lines)
+
+
+def _table(metrics: dict[str, Any], baselines: dict[str, Any]) -> list[str]:
+    """A row per model and baseline, a column per task; mean and standard deviation over the seeds."""
+    names = list(next(iter(baselines.values())))
+    rows = [['', *(f'{task} ({scores["metric"]})' for task, scores in metrics.items())]]
+    rows.append(['model', *map(_plus_minus, metrics.values())])
+    rows += [[name, *(_plus_minus(baselines[task][name]) for task in metrics)] for name in names]
+    tests = [f'{_three(scores["test"])} ({how_many(scores["test_rows"], "row")})' for scores in metrics.values()]
+    rows.append(['kept run, test', *tests])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ['  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _plus_minus(summary: dict[str, float | None]) -> str:

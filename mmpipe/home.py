@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -13,6 +14,7 @@ from mmpipe.errors import ConfigError
 __fingerprint__ = 1
 
 HOME_VARIABLE = 'MMPIPE_HOME'
+DIRECTORY = re.compile(r'[A-Za-z][A-Za-z0-9_-]*(/[A-Za-z][A-Za-z0-9_-]*)*')
 
 
 def project_root(start: str | os.PathLike[str] | None = None) -> Path:
@@ -42,6 +44,23 @@ def home_dir() -> Path:
     """
     named = os.environ.get(HOME_VARIABLE)
     return Path(named).expanduser().resolve() if named else project_root() / '.mmpipe'
+
+
+def check_directory(directory: str) -> str:
+    """A name of a catalog directory, as it was given; it names a folder of shards too.
+
+    Raises:
+        ConfigError: Pixeltable takes no such name, or it would leave the folder of shards.
+
+    >>> check_directory('shop/spring-2')
+    'shop/spring-2'
+    """
+    if not DIRECTORY.fullmatch(directory):
+        raise ConfigError(
+            f"'{directory}' cannot be a directory of tables: give another one (--dir), of ASCII letters, digits, _ and "
+            f'-, beginning with a letter, with / between a directory and one inside it'
+        )
+    return directory
 
 
 def shards_dir(name: str) -> Path:

@@ -14,6 +14,7 @@ from mmpipe.shards import open_snapshot
 from mmpipe.shards.manifest import latest_id
 from mmpipe.sources import quarantined
 from mmpipe.store import base_of, cell_errors, path_of, tables_in
+from mmpipe.wording import how_many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,31 +65,21 @@ class Status:
         return asdict(self)
 
     def __str__(self) -> str:
-        lines = [
-            f'{self.directory}:'
-            if self.tables
-            else f'{self.directory}: no tables; `mmpipe apply {self.directory}` makes them'
-        ]
+        lines = [f'{self.directory}:' if self.tables else f'{self.directory}: no tables']
         for table in self.tables:
-            failed = ''.join(
-                f', {name}: {count} {what}'
-                for what, counts in (
-                    ('cells failed', table.failed),
-                    ('stale', table.stale),
-                    ('unrecorded', table.unrecorded),
-                )
-                for name, count in counts.items()
-            )
+            cells = [f'{name}: {how_many(count, "cell")} failed' for name, count in table.failed.items()]
+            cells += [f'{name}: {count:,} stale' for name, count in table.stale.items()]
+            cells += [f'{name}: {count:,} unrecorded' for name, count in table.unrecorded.items()]
             bad = f', {table.quarantined} in quarantine' if table.quarantined else ''
-            lines.append(
-                f'  {table.kind:<6} {table.path:<28} {table.rows:>9,} rows  version {table.version}{bad}{failed}'
-            )
+            rows = f'{table.rows:>9,} {"row " if table.rows == 1 else "rows"}'
+            tail = ''.join(f', {text}' for text in cells)
+            lines.append(f'  {table.kind:<6} {table.path:<28} {rows}  version {table.version}{bad}{tail}')
         lines += [f'  what is stale cannot be told: {text}' for text in self.unknown]
         if self.snapshot is None:
             lines.append('  no snapshot')
         else:
             splits = ', '.join(f'{name or "no split"} {count}' for name, count in self.snapshot['splits'].items())
-            lines.append(f'  snapshot {self.snapshot["id"]}: {self.snapshot["rows"]:,} rows ({splits})')
+            lines.append(f'  snapshot {self.snapshot["id"]}: {how_many(self.snapshot["rows"], "row")} ({splits})')
         for run in self.runs:
             lines.append(f'  run {run["id"]}: {run["status"]}, snapshot {run["snapshot"]}')
         return '\n'.join(lines)

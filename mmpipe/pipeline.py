@@ -13,14 +13,16 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mmpipe.errors import ConfigError, SchemaError
-from mmpipe.home import configure_pixeltable, project_root, shards_dir
+from mmpipe.errors import ConfigError, MmpipeError, SchemaError
+from mmpipe.home import check_directory, configure_pixeltable, project_root, shards_dir
 from mmpipe.runs import Run, list_runs, open_run
+from mmpipe.wording import how_many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,16 +51,24 @@ class Pipeline:
         """One of its modules: 'schema', 'views' or 'training'.
 
         Raises:
-            ConfigError: there is no such file.
+            ConfigError: there is no such file, or it cannot be imported.
+            SchemaError: schema.py cannot be imported: names the file, the line and what was raised.
         """
         name = f'pipelines.{self.name}.{part}'
         if part != 'training':
             configure_pixeltable()
-        if importlib.util.find_spec(name) is None:
-            raise ConfigError(
-                f"pipeline '{self.name}' has no pipelines/{self.name}/{part}.py: write one, or name another pipeline"
-            )
-        return importlib.import_module(name)
+        try:
+            if importlib.util.find_spec(name) is None:
+                raise ConfigError(
+                    f"pipeline '{self.name}' has no pipelines/{self.name}/{part}.py: "
+                    f'write one, or name another pipeline'
+                )
+            return importlib.import_module(name)
+        except MmpipeError:
+            raise
+        except Exception as error:
+            kind = SchemaError if part == 'schema' else ConfigError
+            raise kind(_where_it_failed(error, self.name, part)) from error
 
     @property
     def tables(self) -> Any:
@@ -84,11 +94,27 @@ class Pipeline:
         pending = plan(tables, self.directory, values=False)
         if pending.pending:
             raise SchemaError(
-                f"'{self.directory}' is not as pipelines/{self.name}/schema.py declares it ({len(pending.changes)} "
-                f'changes). Run `mmpipe plan {self.command}`, then `mmpipe apply {self.command}`.'
+                f"'{self.directory}' is not as pipelines/{self.name}/schema.py declares it "
+                f'({how_many(len(pending.changes), "change")}). '
+                f'Run `mmpipe plan {self.command}`, then `mmpipe apply {self.command}`.'
             )
         tables.bind_all(self.directory)
         return tables
+
+
+def _where_it_failed(error: Exception, pipeline: str, part: str) -> str:
+    """An exception of an import in one line: the last of the pipeline's own lines that ran, and what was raised."""
+    file, line, inside = f'pipelines/{pipeline}/{part}.py', 0, ''
+    for frame in traceback.extract_tb(error.__traceback__):
+        if Path(frame.filename).parts[-3:-1] == ('pipelines', pipeline):
+            file, line, inside = '/'.join(Path(frame.filename).parts[-3:]), frame.lineno or 0, frame.name
+    said = str(error)
+    if isinstance(error, SyntaxError) and error.filename:  # raised before the file ran
+        file, line, said, inside = '/'.join(Path(error.filename).parts[-3:]), error.lineno or 0, error.msg, ''
+    place = f'{file} line {line}' if line else file
+    within = f' in {inside}' if inside and not inside.startswith('<') else ''
+    said = ' '.join(said.split()).rstrip('.')
+    return f'{place}{within}: {type(error).__name__}: {said}. Correct it there; `mmpipe --debug ...` shows more.'
 
 
 def find_pipeline(name: str, *, directory: str | None = None) -> Pipeline:
@@ -99,7 +125,8 @@ def find_pipeline(name: str, *, directory: str | None = None) -> Pipeline:
         directory: Pixeltable directory; the pipeline's name when None.
 
     Raises:
-        ConfigError: there is no such pipeline; names the ones there are.
+        ConfigError: there is no such pipeline, or it or the directory has a name that cannot be used; names the
+            pipelines there are.
     """
     root = str(project_root())
     if sys.path[0] != root:
@@ -107,10 +134,14 @@ def find_pipeline(name: str, *, directory: str | None = None) -> Pipeline:
     if not name.isidentifier() or importlib.util.find_spec(f'pipelines.{name}') is None:
         known = ', '.join(known_pipelines()) or 'none'
         raise ConfigError(
-            f"there is no pipeline '{name}' in '{root}/pipelines' (there: {known}). Name one of these, or write "
-            f'pipelines/{name}/schema.py.'
+            f"there is no pipeline '{name}' in '{root}/pipelines' (there: {known}). Name one of these"
+            + (
+                f', or write pipelines/{name}/schema.py.'
+                if name.isidentifier()
+                else '; the name of a pipeline is a folder there, of letters, digits and _, not beginning with a digit.'
+            )
         )
-    return Pipeline(name=name, directory=directory or name)
+    return Pipeline(name=name, directory=check_directory(directory or name))
 
 
 def known_pipelines() -> list[str]:

@@ -68,4 +68,31 @@ def test_a_metric_that_is_not_defined_is_a_dash() -> None:
         }
     )
     assert text.splitlines()[2] == 'rows written: 0; snapshot a'
-    assert text.splitlines()[-1].split() == ['detail', 'r2', '-', '-', '-', '(0', 'rows)']
+    assert text.splitlines()[-4:] == [
+        '                detail (r2)',
+        'model           -',
+        'majority        -',
+        'kept run, test  - (0 rows)',
+    ]
+
+
+def test_the_results_fit_a_terminal_of_a_hundred_columns() -> None:
+    scores = {'mean': 0.5, 'std': 0.25}
+    probes = dict.fromkeys(('majority', 'photo', 'caption', 'speech', 'clip', 'document', 'tabular', 'all'), scores)
+    metrics = {'metric': 'accuracy', **scores, 'test': 0.5, 'test_rows': 1}
+    tasks = ('category', 'words', 'detail')
+    text = describe(
+        {
+            'rows': {f'table{i}': 1000 for i in range(12)},
+            'computed': {f'items.some_vector_{i}': 414 for i in range(12)},
+            'written': 0,
+            'snapshot': 'a' * 16,
+            'run': {'id': 'demo/0002', 'continued': 'demo/0001', 'new_rows': 1},
+            'baselines': dict.fromkeys(tasks, probes),
+            'metrics': dict.fromkeys(tasks, metrics),
+        }
+    )
+    assert max(map(len, text.splitlines())) <= 100
+    assert 'run demo/0002, continued from demo/0001, 1 new training row\n' in text
+    assert text.splitlines()[-9] == 'majority        0.500±0.25           0.500±0.25        0.500±0.25'
+    assert text.splitlines()[-1] == 'kept run, test  0.500 (1 row)        0.500 (1 row)     0.500 (1 row)'

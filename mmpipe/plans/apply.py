@@ -62,15 +62,17 @@ def apply(
     """
     pxt = start()
     if planned.unsupported:
-        listed = '; '.join(f'{c.table}{"." + c.name if c.name else ""}: {c.detail}' for c in planned.unsupported)
-        raise PlanError(
-            f'{listed}. Pixeltable cannot change this in place: declare it under a new name, '
-            f"or drop the table with pxt.drop_table('{planned.unsupported[0].table}') and ingest it again."
-        )
+        moves: dict[str, list[str]] = {}
+        for change in planned.unsupported:
+            what = f'{change.table}.{change.name}' if change.name else change.table
+            moves.setdefault(change.instead, []).append(f'{what} ({change.detail})')
+        listed = ' '.join(f'{", ".join(whats)}: {move}.' for move, whats in moves.items())
+        raise PlanError(f'Pixeltable cannot change this in place, and nothing was changed. {listed}')
     if planned.destructive and not allow_destructive:
         listed = ', '.join(f'{c.table}{"." + c.name if c.name else ""} ({c.action})' for c in planned.destructive)
         raise DestructiveError(
-            f'this plan loses stored values: {listed}. Pass allow_destructive=True to agree to that.'
+            f'this plan loses stored values: {listed}. To agree to that: --yes on the command line, or '
+            f'allow_destructive=True in Python.'
         )
     with writer_lock(f'schema:{planned.directory}'):
         if _schema_of(plan(planned.tables, planned.directory)) != _schema_of(planned):

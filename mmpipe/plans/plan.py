@@ -7,14 +7,21 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mmpipe.errors import SchemaError
+from mmpipe.home import check_directory
 from mmpipe.ledger import Book
-from mmpipe.store import base_of, declared_models, path_of, start, views_of
+from mmpipe.store import base_of, declared_models, file_of, path_of, refusal, refused_addition, start, views_of
+from mmpipe.wording import how_many
 
 MARKERS = {
     'create': '+', 'add': '+', 'alter': '~', 'drop': '-', 'recreate': '±', 'unsupported': '!', 'stale': '~',
     'unrecorded': '?',
 }  # fmt: skip
 VALUES = ('stale', 'unrecorded')  # changes of values, not of the schema
+NEW_COLUMN = (
+    'declare it under a new name; or, to keep the name, delete it from its class with the columns that read it, change '
+    'filters that do, run `mmpipe apply` with --yes, then declare all of it again'
+)
+NEW_TABLE = 'put it back as it was, or declare the table under a new name and ingest into it'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +37,7 @@ class Change:
         name: column or index; '' for the table itself.
         detail: what it becomes, as Pixeltable prints it.
         rows: rows whose cells will be computed; 0 where none are.
+        instead: what to do instead of an unsupported change.
     """
 
     action: str
@@ -37,6 +45,7 @@ class Change:
     name: str = ''
     detail: str = ''
     rows: int = 0
+    instead: str = ''
 
     @property
     def destructive(self) -> bool:
@@ -45,8 +54,9 @@ class Change:
 
     def __str__(self) -> str:
         what = f'{self.table}.{self.name}' if self.name else self.table
-        rows = f'{self.rows:,} rows' if self.rows else ''
-        return f'{MARKERS[self.action]} {what:<32} {self.action:<12} {self.detail:<56} {rows}'.rstrip()
+        rows = how_many(self.rows, 'row') if self.rows else ''
+        line = f'{MARKERS[self.action]} {what:<32} {self.action:<12} {self.detail:<56} {rows}'.rstrip()
+        return f'{line}\n    instead: {self.instead}' if self.instead else line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +67,7 @@ class Plan:
         directory: catalog directory.
         changes: what `apply` would do, in order.
         unchanged: paths of the tables and views that stay as they are.
+        undeclared: paths of the tables and views of the directory that no class declares; they stay, too.
         tables: the declared base class, made by `pxt.model_base()`.
         failed: once applied, a message per computed column with cells whose function raised, with the next move.
     """
@@ -65,6 +76,7 @@ class Plan:
     changes: tuple[Change, ...]
     unchanged: tuple[str, ...]
     tables: Any
+    undeclared: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
 
     @property
@@ -93,8 +105,10 @@ class Plan:
         return tuple(change for change in self.changes if change.action == 'unsupported')
 
     def __str__(self) -> str:
+        others = [f'= {path:<32} not declared; stays' for path in self.undeclared]
         if not self.changes:
-            return f'{self.directory}: nothing to do, {len(self.unchanged)} tables and views are as declared.'
+            same = how_many(len(self.unchanged), 'table or view is', 'tables and views are')
+            return '\n'.join([f'{self.directory}: nothing to do, {same} as declared.', *others])
         counts = {action: sum(c.action == action for c in self.changes) for action in MARKERS}
         said = ', '.join(
             f'{count} {action}' if action in (*VALUES, 'unsupported') else f'{count} to {action}'
@@ -102,11 +116,13 @@ class Plan:
             if count
         )
         lost = len(self.destructive)
-        tail = f'{lost} of them lose stored values.' if lost else 'Nothing is dropped.'
+        tail = f'{lost} of them {"loses" if lost == 1 else "lose"} stored values.' if lost else 'Nothing is dropped.'
+        tail = 'It cannot be applied.' if self.unsupported else tail
         return '\n'.join(
             [
                 f'{self.directory}: {said}, {len(self.unchanged)} unchanged. {tail}',
                 *map(str, self.changes),
+                *others,
                 *self.failed,
             ]
         )
@@ -118,6 +134,7 @@ class Plan:
             'pending': self.pending,
             'changes': [{**asdict(change), 'destructive': change.destructive} for change in self.changes],
             'unchanged': list(self.unchanged),
+            'undeclared': list(self.undeclared),
             'failed': list(self.failed),
         }
 
@@ -132,16 +149,18 @@ def plan(tables: Any, directory: str, *, values: bool = True) -> Plan:
 
     Returns:
         The plan. `print(plan)` shows it with a marker per change: + create or add, ~ alter or compute again, - drop,
-        ± drop and make again, ! not possible, ? not known to mmpipe.
+        ± drop and make again, ! not possible, ? not known to mmpipe; and = for what is there but not declared.
 
     Raises:
-        SchemaError: `tables` is not such a base class, holds no table, or has a name that cannot be used.
+        ConfigError: Pixeltable takes no directory of that name.
+        SchemaError: `tables` is not such a base class, holds no table, or declares what Pixeltable would refuse.
 
     >>> print(mm.plan(Tables, 'shop'))  # doctest: +SKIP
     shop: 1 to create, 0 unchanged. Nothing is dropped.
     + shop/products  create  table with 5 columns, 1 computed
     """
     pxt = start()
+    check_directory(directory)
     models = declared_models(tables)
     if models is None:
         raise SchemaError(f'{tables!r:.80} is not made by pxt.model_base(): pass the base class of your table classes')
@@ -149,13 +168,19 @@ def plan(tables: Any, directory: str, *, values: bool = True) -> Plan:
         raise SchemaError(
             'no table class is declared under this pxt.model_base(): import the module that declares them'
         )
+    for name, model in models.items():
+        _refuse(model, f'{directory}/{name}', new=False)
     try:
-        found = {diff.path: list(_changes(pxt, diff)) for diff in tables.get_model_diff(directory).values()}
+        diffs = tables.get_model_diff(directory)
+        found = {diff.path: list(_changes(pxt, diff, models[name])) for name, diff in diffs.items()}
     except pxt.Error as error:
         raise SchemaError(
             f"the tables declared for '{directory}' do not fit the catalog: {error} Rename the table or column, or "
             f'remove what is there under its name.'
         ) from error
+    for name, diff in diffs.items():
+        if not diff.exists:
+            _refuse(models[name], diff.path, new=True)
     if values:
         _values(pxt, found)
     _recreate_views_above(pxt, found)
@@ -164,7 +189,23 @@ def plan(tables: Any, directory: str, *, values: bool = True) -> Plan:
         changes=tuple(change for changes in found.values() for change in changes),
         unchanged=tuple(path for path, changes in found.items() if not changes),
         tables=tables,
+        undeclared=tuple(path for path in _there(pxt, directory) if path not in found),
     )
+
+
+def _refuse(model: Any, path: str, *, new: bool) -> None:
+    """Raise for what Pixeltable would refuse in the middle of an apply."""
+    found = refusal(model, new=new)
+    if found is not None:
+        column, reason = found
+        place = f'{file_of(model)}: ' if file_of(model) else ''
+        what, move = (f", column '{column}'", 'Rename the column') if column else ('', 'Correct the class')
+        raise SchemaError(f"{place}class {model.__name__}, table '{path}'{what}: {reason.rstrip('.')}. {move}.")
+
+
+def _there(pxt: Any, directory: str) -> list[str]:
+    """Paths of the tables and views of a directory, those of directories inside it left out."""
+    return sorted(pxt.list_tables(directory, recursive=False)) if directory in pxt.list_dirs() else []
 
 
 def _values(pxt: Any, found: dict[str, list[Change]]) -> None:
@@ -206,10 +247,13 @@ def _recreate_views_above(pxt: Any, found: dict[str, list[Change]]) -> None:
                 found[path] = [Change(action='recreate', table=path, detail=why, rows=view.count())]
 
 
-def _changes(pxt: Any, diff: Any) -> Iterator[Change]:
+def _changes(pxt: Any, diff: Any, model: Any) -> Iterator[Change]:
     if not diff.exists:
         computed = sum(1 for op in diff.ops if op.target == 'column' and op.details and op.details.value)
-        detail = f'{diff.kind} with {sum(op.target == "column" for op in diff.ops)} columns, {computed} computed'
+        columns = how_many(sum(op.target == 'column' for op in diff.ops), 'column')
+        detail = (
+            f'{diff.kind} with {columns}, {computed} computed' if diff.ops else f'{diff.kind} with no column of its own'
+        )
         yield Change(action='create', table=diff.path, detail=detail)
         return
     structural = [op for op in diff.ops if op.severity == 'unsupported']
@@ -221,8 +265,13 @@ def _changes(pxt: Any, diff: Any) -> Iterator[Change]:
     rows = pxt.get_table(diff.path).count() if diff.ops else 0
     for op in diff.ops:
         if op.severity == 'unsupported':
-            name = op.name if op.target == 'column' else ''
-            yield Change(action='unsupported', table=diff.path, name=name or '', detail=op.description or '')
+            yield _unsupported(diff, op)
+            continue
+        refused = None
+        if op.target == 'column' and op.op == 'add':
+            refused = refused_addition(model, op.name, rows=rows, view=diff.kind == 'view')
+        if refused is not None:
+            yield Change(action='unsupported', table=diff.path, name=op.name, detail=refused[0], instead=refused[1])
             continue
         name = op.name or ', '.join(op.details.index_ref.columns)
         value = op.details.value if op.details else None
@@ -234,3 +283,11 @@ def _changes(pxt: Any, diff: Any) -> Iterator[Change]:
             detail = value or (op.details.type if op.details else None) or ''
         computed = rows if op.op != 'drop' and (value or op.target == 'index') else 0
         yield Change(action=op.op, table=diff.path, name=name, detail=detail, rows=computed)
+
+
+def _unsupported(diff: Any, op: Any) -> Change:
+    if op.target != 'column':
+        return Change(action='unsupported', table=diff.path, detail=op.description or '', instead=NEW_TABLE)
+    changed = '; '.join(f'{name}: {op.existing[name]} -> {value}' for name, value in op.model.items())
+    move = NEW_TABLE if 'primary_key' in op.model or op.existing.get('primary_key') else NEW_COLUMN
+    return Change(action='unsupported', table=diff.path, name=op.name, detail=changed, instead=move)

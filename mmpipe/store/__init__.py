@@ -1,6 +1,13 @@
 """The one place that touches Pixeltable's private parts: version vectors, change feed, paged reads, the writer lock."""
 
-from mmpipe.store.declared import carry_out_column, column_functions, declared_models
+from mmpipe.store.declared import (
+    carry_out_column,
+    column_functions,
+    declared_models,
+    file_of,
+    refusal,
+    refused_addition,
+)
 from mmpipe.store.engine import default_time_zone, start, stop_postgres
 from mmpipe.store.expressions import id_of
 from mmpipe.store.failure import machine_failure
@@ -40,9 +47,9 @@ from mmpipe.store.writing import Writing, writing
 __all__ = [
     'Changes', 'Made', 'Rowid', 'Vector', 'Writing', 'Written', 'base_of', 'carry_out_column', 'cell_errors',
     'changes_since', 'column_functions', 'column_types', 'computed_columns', 'declared_models', 'default_time_zone',
-    'delete_rows', 'failed_cells', 'failed_rows', 'id_of', 'keys_where', 'lineage', 'live_by_span', 'live_rows',
-    'machine_failure', 'made_columns', 'media_columns', 'narrowed', 'next_row_id', 'pages', 'path_of',
-    'primary_key', 'recompute_rows', 'replace_rows', 'rowid_expressions', 'rowid_width', 'rows_with_keys',
-    'select_rows', 'start', 'stop_postgres', 'table_of', 'table_of_query', 'tables_in', 'tree_of', 'update_rows',
-    'version_vector', 'views_of', 'writer_lock', 'writing', 'written_since',
+    'delete_rows', 'failed_cells', 'failed_rows', 'file_of', 'id_of', 'keys_where', 'lineage', 'live_by_span',
+    'live_rows', 'machine_failure', 'made_columns', 'media_columns', 'narrowed', 'next_row_id', 'pages', 'path_of',
+    'primary_key', 'recompute_rows', 'refusal', 'refused_addition', 'replace_rows', 'rowid_expressions',
+    'rowid_width', 'rows_with_keys', 'select_rows', 'start', 'stop_postgres', 'table_of', 'table_of_query',
+    'tables_in', 'tree_of', 'update_rows', 'version_vector', 'views_of', 'writer_lock', 'writing', 'written_since',
 ]  # fmt: skip

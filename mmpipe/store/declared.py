@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -16,6 +17,69 @@ def declared_models(tables: Any) -> Mapping[str, Any] | None:
         tables: base class made by `pxt.model_base()`.
     """
     return getattr(tables, '__registered_models__', None)
+
+
+def refusal(model: Any, *, new: bool) -> tuple[str, str] | None:
+    """What Pixeltable would refuse of a table class, asked before anything is created.
+
+    Args:
+        model: a table class.
+        new: whether its table is still to be made; then all of the class is tried.
+
+    Returns:
+        (column, Pixeltable's reason), the column '' where it names none; None when it takes the class.
+    """
+    pxt = start()
+    from pixeltable.catalog.column import Column
+    from pixeltable.catalog.model.definition import TableModelMeta
+    from pixeltable.catalog.model.diff import user_columns
+
+    own = {name for name in dir(TableModelMeta) if not name.startswith('_')}  # what binding a class needs of it
+    for column in user_columns(model):
+        if column in own:
+            return column, 'the name is one of the attributes of a table class'
+        try:
+            Column.validate_name(column)
+        except pxt.Error as error:
+            return column, str(error).partition(';')[0]
+    try:
+        if new:
+            TableModelMeta.table_path(model)
+    except pxt.Error as error:
+        return '', str(error)
+    return None
+
+
+def refused_addition(model: Any, column: str, *, rows: int, view: bool) -> tuple[str, str] | None:
+    """Why a plain column cannot be added to a table that is there.
+
+    Args:
+        model: the table class that declares it.
+        column: a column of that class.
+        rows: rows of the table.
+        view: whether the table is a view.
+
+    Returns:
+        (reason, the next move); None when it can be added.
+    """
+    from pixeltable.catalog.globals import col_type_from_spec
+    from pixeltable.catalog.model.diff import user_columns
+
+    spec = user_columns(model).get(column)
+    if spec is None or 'value' in spec:
+        return None
+    if spec.get('primary_key'):
+        return 'a primary key is given when a table is made', 'declare the table under a new name, and ingest into it'
+    kind = col_type_from_spec(spec)
+    if kind.nullable or not (rows or view):
+        return None
+    reason = f'{kind!r} takes no null, which is what the rows there would hold'
+    return reason, f'declare it pxt.{kind!r} | None, or write pxt.Column(type=... | None)'
+
+
+def file_of(model: Any) -> str:
+    """The file that declares a class; '' when it is not in one."""
+    return getattr(sys.modules.get(model.__module__), '__file__', None) or ''
 
 
 def column_functions(tables: Any) -> dict[str, str]:
