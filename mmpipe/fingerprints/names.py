@@ -57,7 +57,7 @@ def making(scope: Mapping[str, Any], name: str) -> str | None:
         return None
     try:
         tree, _ = parsed(file)
-    except (OSError, SyntaxError):
+    except (OSError, SyntaxError, ValueError):
         return None
     return ';'.join(normal_form(statement) for statement in tree.body if name in set(_bound(statement))) or None
 

@@ -264,7 +264,7 @@ class Walk:
             return
         try:
             tree, _ = parsed(file)
-        except (OSError, SyntaxError) as error:
+        except (OSError, SyntaxError, ValueError) as error:
             self.unresolved.add(f'module {module} in {user} ({error})')
             return
         pinned = [

@@ -18,7 +18,6 @@ from mmpipe.sources.origin import ORIGIN, recorded
 from mmpipe.store import Rowid, path_of, primary_key, select_rows
 from mmpipe.store.expressions import column_name
 
-
 GONE = 'is gone'
 
 

@@ -195,7 +195,8 @@ def _attempt(
         upserts, gone, _ = _candidates(view, None)
     if not upserts and previous is None:
         raise SnapshotError(
-            f"'{path_of(view.table)}' has no rows to freeze. Ingest rows first (`mmpipe ingest PIPELINE FOLDER`), or widen the filter."
+            f"'{path_of(view.table)}' has no rows to freeze. Ingest rows first (`mmpipe ingest PIPELINE FOLDER`), or "
+            f'widen the filter.'
         )
     described = grow_vocabularies(view, specs, described, upserts, page_rows)
     old = Old(previous, None if gone is None else [text_of(rowid) for rowid in (*upserts, *gone)])

@@ -13,18 +13,20 @@ from mmpipe.sources.readers import short_key
 
 ENDINGS = {
     'photo': ('.png', '.jpg', '.jpeg', '.webp', '.gif', '.bmp', '.tif', '.tiff'),
-    'speech': ('.wav', '.flac', '.ogg', '.mp3', '.m4a'),
+    'speech': ('.wav', '.flac', '.ogg', '.opus', '.mp3', '.m4a', '.aac'),
     'clip': ('.mp4', '.mov', '.mkv', '.webm', '.avi'),
     'document': ('.pdf', '.md', '.html'),
 }
 CAPTION = '.txt'
+KNOWN = (CAPTION, *(ending for endings in ENDINGS.values() for ending in endings))
 
 
 @dataclass(frozen=True, kw_only=True)
 class MediaFolder:
-    """Every file below a folder whose ending is known; `cat.png`, `cat.wav` and `cat.txt` (its caption) are one item.
+    """The files below a folder; `cat.png`, `cat.wav` and `cat.txt` (its caption) are one item.
 
-    Its key is the folder's name with a digest of its path, then the stem. Hidden files and folders are left out.
+    Its key is the folder's name with a digest of its path, then the stem. Hidden files and folders are left out, and
+    files whose ending is not in `ENDINGS` go to quarantine.
 
     Args:
         root: the folder.
@@ -41,24 +43,33 @@ class MediaFolder:
 
     def total(self) -> int | None:
         """Number of items."""
-        return len(self._items())
+        items, others = self._items()
+        return len(items) + len(others)
 
-    def _items(self) -> dict[str, list[Path]]:
+    def _items(self) -> tuple[dict[str, list[Path]], list[Path]]:
+        """Files by stem, and those whose ending nobody knows."""
         items: dict[str, list[Path]] = {}
-        known = (CAPTION, *(ending for endings in ENDINGS.values() for ending in endings))
+        others = []
         for path in sorted(self.root.rglob('*')):
             below = path.relative_to(self.root)
-            hidden = any(part.startswith('.') for part in below.parts)
-            if not hidden and path.suffix.lower() in known and path.is_file():
+            if any(part.startswith('.') for part in below.parts) or not path.is_file():
+                continue
+            if path.suffix.lower() in KNOWN:
                 items.setdefault(below.with_suffix('').as_posix(), []).append(path)
-        return items
+            else:
+                others.append(path)
+        return items, others
 
     def records(self, *, key: list[str], media: Mapping[str, str]) -> Iterator[Record | Bad]:
         """One record per stem. A second file for the same column goes to quarantine."""
         root = self.root.resolve()
         # Two folders may have one name, so the key names the folder by its whole path too.
         folder = f'{root.name}-{hashlib.blake2b(os.fsencode(root), digest_size=4).hexdigest()}'
-        for stem, paths in self._items().items():
+        items, others = self._items()
+        for path in others:
+            reason = f'has no ending of a medium that the demo takes: one of {" ".join(KNOWN)} is meant'
+            yield Bad(place=str(path), key=path.name, path=str(path), reason=reason)
+        for stem, paths in items.items():
             item = short_key(f'{folder}/{stem}')
             files: dict[str, Path | None] = dict.fromkeys(ENDINGS)
             caption = None
