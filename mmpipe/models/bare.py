@@ -24,7 +24,7 @@ class BareModel(nn.Module):
         tasks: what its outputs are trained for.
 
     Raises:
-        ConfigError: no inputs or no tasks.
+        ConfigError: no inputs, no tasks, or no module.
 
     >>> from mmpipe.train import classification
     >>> model = BareModel(nn.Linear(4, 3), inputs='title', tasks=[classification('kind', 3)])
@@ -34,6 +34,8 @@ class BareModel(nn.Module):
 
     def __init__(self, module: nn.Module, *, inputs: str | Sequence[str], tasks: Sequence[Task]) -> None:
         super().__init__()
+        if not isinstance(module, nn.Module):
+            raise ConfigError(f'BareModel wraps an nn.Module, not {module!r}; that of a run is mm.load_model(run).')
         self.module = module
         self.inputs = [inputs] if isinstance(inputs, str) else list(inputs)
         self.tasks = tuple(tasks)

@@ -29,14 +29,17 @@ import numpy as np
 from mmpipe.durable import make_folders, sync_directory, sync_file, write_bytes, write_json
 from mmpipe.errors import ConfigError, RunError
 from mmpipe.home import runs_dir
+from mmpipe.runs.lock import was_killed
 
 FORMAT = 1
 PACKAGES = ('mmpipe', 'torch', 'torchvision', 'timm', 'numpy', 'pyarrow', 'safetensors')
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """One run on disk. Its record is read when it is opened; `open_run(run.path)` reads it again.
+
+    Printed, it is a line of what it is, and one per task of its metrics.
 
     Attributes:
         path: folder of the run.
@@ -53,8 +56,16 @@ class Run:
 
     @property
     def status(self) -> str:
-        """'running' (or killed), 'finished', 'interrupted' or 'failed'."""
-        return self.record['status']
+        """'running', 'finished', 'interrupted' (Ctrl-C), 'failed' or 'killed'.
+
+        'killed': it says 'running', but no process trains it. Where that cannot be told, such as of a run on another
+        machine, it stays 'running'.
+        """
+        status = self.record['status']
+        if status != 'running' or not was_killed(self.path):
+            return status
+        now = _read_record(self.path / 'run.json')['status']  # it may have ended since it was opened
+        return 'killed' if now == 'running' else now
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -80,6 +91,23 @@ class Run:
     def cannot(self) -> dict[str, str]:
         """What this run cannot do, with the reason: {'rebuild': ...}; empty when it can do everything."""
         return self.record['cannot']
+
+    def __repr__(self) -> str:
+        return f'<Run {self.id}: {self.status}>'
+
+    def __str__(self) -> str:
+        line = f'run {self.id} ({self.status})'
+        if 'snapshot' in self.record:
+            line += f' on snapshot {self.snapshot["id"]}'
+        parent = self.record.get('parent')
+        if parent is not None:
+            how = 'continued' if parent['kind'] == 'continue' else 'transferred'
+            line += f', {how} from {parent["run"]} with {parent["new_rows"]:,} new rows'
+        split = self.record.get('val_split') or 'val'
+        metrics = self.record.get('metrics') or {}
+        return '\n'.join(
+            [f'{line}: {self.path}', *(_metric_line(task, split, scores) for task, scores in metrics.items())]
+        )
 
     def history(self) -> list[dict[str, Any]]:
         """Every line of metrics.jsonl, in order of steps."""
@@ -277,6 +305,11 @@ def installed_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def _metric_line(task: str, split: str, scores: Mapping[str, Any]) -> str:
+    shown = (f'{name} {value:.4g}' if isinstance(value, float) else f'{name} {value}' for name, value in scores.items())
+    return f'  {task} ({split}): {", ".join(shown)}'
 
 
 def _read_record(file: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ Random numbers need no state: those of step n are seeded by (seed, n).
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,25 @@ from mmpipe.errors import TrainError
 from mmpipe.models.weights_file import load_weights, put_weights, save_weights
 from mmpipe.runs import Run
 from mmpipe.runs.record import drop_checkpoints
+
+LEAST_PAUSE_S = 5.0
+PAUSE_PER_COST = 20
+"""What 'auto' leaves between checkpoints: at most one second in 21 goes into them."""
+
+
+def seconds_between(setting: float | str | None, took: float) -> float:
+    """How long to wait for the next checkpoint by time.
+
+    Args:
+        setting: `checkpoint_seconds` of the trainer.
+        took: seconds that the last checkpoint took; 0 before the first.
+
+    >>> seconds_between('auto', 0.1), seconds_between('auto', 3.0), seconds_between(60, 3.0), seconds_between(None, 3.0)
+    (5.0, 60.0, 60, inf)
+    """
+    if setting is None:
+        return math.inf
+    return max(LEAST_PAUSE_S, PAUSE_PER_COST * took) if isinstance(setting, str) else setting
 
 
 def save_checkpoint(

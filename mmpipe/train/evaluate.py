@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from mmpipe.data.loader import DataLoader
 from mmpipe.errors import ConfigError
+from mmpipe.runs import Run
 from mmpipe.train.distributed import gather_rows, sum_over_ranks
 from mmpipe.train.tasks import Task
 
@@ -34,7 +36,7 @@ def evaluate(
         is None. Losses of regressions are in units of the training targets' variance.
 
     Raises:
-        ConfigError: the model has no tasks and none were given.
+        ConfigError: the model has no tasks and none were given, or it is a run.
         DataError, LabelError: an `mm.DataLoader` of a snapshot without a task's field, or with labels, or an order of
             its vocabulary, that the task does not know.
 
@@ -90,7 +92,7 @@ def predict(
         classes, in the order of the task's `classes`; a number in the unit of the target for a regression.
 
     Raises:
-        ConfigError: the model has no tasks.
+        ConfigError: the model has no tasks, or it is a run.
 
     >>> from mmpipe.data.collate import example_rows
     >>> from mmpipe.models import BareModel
@@ -117,7 +119,7 @@ def tasks_of(model: nn.Module, tasks: Sequence[Task] | None) -> tuple[Task, ...]
     """The given tasks, or else the model's own.
 
     Raises:
-        ConfigError: neither is there.
+        ConfigError: neither is there, or a run was passed for its model.
 
     >>> tasks_of(nn.Linear(1, 1), None)
     Traceback (most recent call last):
@@ -125,6 +127,8 @@ def tasks_of(model: nn.Module, tasks: Sequence[Task] | None) -> tuple[Task, ...]
     mmpipe.errors.ConfigError: Linear has no tasks.
     Wrap it: mmpipe.models.BareModel(module, inputs='photo', tasks=[...]), or build an mm.MultitaskModel.
     """
+    if isinstance(model, Run | str | os.PathLike):
+        raise ConfigError(f'{model!r} is no model: pass mm.load_model(run), the trained model of a run.')
     found = tuple(tasks if tasks is not None else getattr(model, 'tasks', ()))
     if not found or not all(isinstance(task, Task) for task in found):
         raise ConfigError(

@@ -8,7 +8,8 @@ One step, on every rank:
     for each batch: forward, sum of losses / labels of the step, backward
     sum gradients over ranks, clip, AdamW at learning_rate(step)
 
-Losses stay on the device until `log_every` steps are together; nothing else waits for it.
+Losses stay on the device until `log_every` steps are together; nothing else waits for it. After Ctrl-C, on any rank,
+all ranks stop at the end of the same step, with a checkpoint.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from mmpipe.data.loader import DataLoader, world
 from mmpipe.errors import TrainError
 from mmpipe.runs import Run, open_run, update_run
 from mmpipe.runs.record import append_metrics, cut_metrics, drop_checkpoints, sync_metrics
-from mmpipe.train.checkpoint import load_checkpoint, save_checkpoint
+from mmpipe.train.checkpoint import load_checkpoint, save_checkpoint, seconds_between
 from mmpipe.train.distributed import from_rank_0, same_on_all, sum_gradients, sum_over_ranks
 from mmpipe.train.evaluate import evaluate, mask_of, target_stds
+from mmpipe.train.interrupt import Interrupt, noted_interrupt
 from mmpipe.train.optimizer import learning_rate, make_optimizer
 from mmpipe.train.random_numbers import seed_generators
 from mmpipe.train.tasks import Task
@@ -79,6 +81,9 @@ class Loop:
         self.sums = torch.zeros(len(tasks), 2, device=self.device)
         self.unread: list[tuple[int, torch.Tensor]] = []
         self.saved_at = time.monotonic()
+        self.save_took = 0.0
+        self.interrupt = Interrupt()
+        self.stop_agreed = False  # by all ranks
 
     def train(self) -> Run:
         """Train to the end.
@@ -88,12 +93,17 @@ class Loop:
 
         Raises:
             TrainError: a loss or a weight is no longer finite, or there is no batch to train on.
+            KeyboardInterrupt: Ctrl-C was pressed; the run goes on from there when it is resumed.
         """
         if self.total == 0:
             raise TrainError(
                 f'There is no batch to train on: {len(self.loader.rows)} rows, batch_size {self.loader.batch_size} on '
                 f'{world()[1]} ranks, drop_last. Use a smaller batch_size, or drop_last=False.'
             )
+        with noted_interrupt() as self.interrupt:
+            return self._train()
+
+    def _train(self) -> Run:
         self._restore()
         if self.step < self.total:  # else it had finished, and nothing more was asked for
             self._record(status='running', trainer=self.config.settings())
@@ -120,13 +130,15 @@ class Loop:
             seed_generators(self.device, self.config.seed, self.step, world()[0])
             self._step(list(itertools.islice(batches, self.config.accumulate)))
             self._report(epoch)
-            if self.step < last and self._checkpoint_due():
+            if self.step < last and (self._stopping() or self._checkpoint_due()):
                 self._save()
+                self._stop_if_asked()
         if last == (epoch + 1) * self.steps_per_epoch:
             self.loader.set_epoch(epoch + 1)
         self._end_epoch(epoch)
-        if self.step == self.total or self._checkpoint_due():
+        if self.step == self.total or self._stopping() or self._checkpoint_due():
             self._save()
+            self._stop_if_asked()
 
     def _step(self, micro: list[dict[str, Any]]) -> None:
         config = self.config
@@ -176,7 +188,19 @@ class Loop:
         counts = [float(sum(len(batch['_present'][task.field]) for batch in micro)) for task in self.tasks]
         if world()[1] == 1:
             return counts
-        return sum_over_ranks(torch.tensor(counts, device=self.device)).tolist()
+        # Whether to stop travels along, so that it costs no message, and no rank waits for one that has left.
+        asked = float(self.interrupt.asked)
+        *counts, stop = sum_over_ranks(torch.tensor([*counts, asked], device=self.device)).tolist()
+        self.stop_agreed = stop > 0
+        return counts
+
+    def _stopping(self) -> bool:
+        return self.interrupt.asked if world()[1] == 1 else self.stop_agreed
+
+    def _stop_if_asked(self) -> None:
+        if self._stopping():
+            from_rank_0('')  # a launcher may kill all ranks when the first one leaves, so they wait for the checkpoint
+            raise KeyboardInterrupt(f'run {self.run.id} is saved after step {self.step} of {self.total}')
 
     def _report(self, epoch: int) -> None:
         if self.config.progress is not None:
@@ -203,9 +227,9 @@ class Loop:
         self.sums.zero_()
 
     def _checkpoint_due(self) -> bool:
-        every, seconds = self.config.checkpoint_every, self.config.checkpoint_seconds
+        every, seconds = self.config.checkpoint_every, seconds_between(self.config.checkpoint_seconds, self.save_took)
         by_step = every is not None and self.step % every == 0
-        return by_step or (seconds is not None and time.monotonic() - self.saved_at > seconds)
+        return by_step or time.monotonic() - self.saved_at > seconds
 
     def _losses(self) -> list[tuple[int, float]]:
         """Losses of the steps since the last line; this waits for the device.
@@ -235,7 +259,8 @@ class Loop:
             self.unread.clear()
 
     def _save(self) -> None:
-        read = self._losses()
+        read = self._losses()  # waits for steps that the device has not done, which is no cost of the checkpoint
+        began = time.monotonic()
         self._check_weights()
         state = {
             'step': self.step,
@@ -248,6 +273,7 @@ class Loop:
             sync_metrics(self.run)
             save_checkpoint(self.run, self.model, self.optimizer, state)
         self.saved_at = time.monotonic()
+        self.save_took = self.saved_at - began
 
     def _check_weights(self) -> None:
         """A checkpoint that nothing can be trained on from would take the place of one that is good.

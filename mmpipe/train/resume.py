@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from mmpipe.errors import RunError
-from mmpipe.runs import Run
+from mmpipe.runs import Run, list_runs, open_run
+from mmpipe.runs.lock import is_training
+
+_log = logging.getLogger(__name__)
 
 FREE = ('checkpoint_every', 'checkpoint_seconds', 'evaluate_every', 'log_every')
 """Settings that change no step."""
@@ -37,6 +42,40 @@ def check_resumed(run: Run, now: Mapping[str, Any], *, parent: Run | None) -> No
             f'Run {run.id} did not start from run {parent.id}, so it cannot be resumed as if it had. Finish it with '
             f'resume={str(run.path)!r} alone, or pass another name=.'
         )
+
+
+def unfinished_run(
+    name: str, now: Mapping[str, Any], *, parent: Run | None, runs: str | os.PathLike[str] | None
+) -> Run | None:
+    """The newest run of a name, settings and a parent that ended before its time.
+
+    Where there is only one that has finished, that is logged: what follows is the same training once more.
+
+    Args:
+        name: of the runs.
+        now: as for `check_resumed`.
+        parent: run that it is to continue or transfer from.
+        runs: folder of the runs; the project's when None.
+
+    >>> unfinished_run('nothing', {}, parent=None, runs='/tmp') is None
+    True
+    """
+    finished = None
+    for run in map(open_run, reversed(list_runs(name, runs=runs))):
+        came_from = None if run.parent is None else run.parent['path']
+        if came_from != (None if parent is None else str(parent.path)):
+            continue
+        try:
+            check_resumed(run, now, parent=parent)
+        except RunError:
+            continue  # of other settings: a new attempt, not this one
+        if run.status == 'finished':
+            finished = finished or run
+        elif not is_training(run):
+            return run
+    if finished is not None:
+        _log.warning('run %s finished on this snapshot already; training another', finished.id)
+    return None
 
 
 def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,18 +23,18 @@ from torch import nn
 from mmpipe.data.device import resolve
 from mmpipe.data.loader import DataLoader, world
 from mmpipe.durable import write_bytes
-from mmpipe.errors import ConfigError, DataError, RunError
+from mmpipe.errors import ConfigError, DataError
 from mmpipe.models.multitask import MultitaskModel, slot
 from mmpipe.models.transfer import TransferFactory
 from mmpipe.models.weights_file import load_weights, put_weights
-from mmpipe.runs import Run, create_run, describe_factory, list_runs, open_run
-from mmpipe.runs.lock import is_training, training
+from mmpipe.runs import Run, create_run, describe_factory, open_run
+from mmpipe.runs.lock import training
 from mmpipe.shards import Rows
 from mmpipe.train.distributed import from_rank_0, same_on_all
 from mmpipe.train.evaluate import fields_of, tasks_of
 from mmpipe.train.loop import Loop
 from mmpipe.train.random_numbers import borrowed_generators, seed_generators
-from mmpipe.train.resume import check_resumed
+from mmpipe.train.resume import check_resumed, unfinished_run
 from mmpipe.train.tasks import Task
 
 Progress = Callable[[str, int, int, str], None]
@@ -59,7 +59,8 @@ class Trainer:
         device: where to train; must be the loaders'. The training loader's when 'auto'.
         runs: folder of the runs; the project's `.mmpipe/runs` when None.
         checkpoint_every: optimizer steps between checkpoints; None for none by steps.
-        checkpoint_seconds: seconds between checkpoints; None for none by time. The last step has one in any case.
+        checkpoint_seconds: seconds between checkpoints; 'auto' for 5, or 20 times what the last one took where that is
+            more; None for none by time. The last step has one in any case, and so has the step of a Ctrl-C.
         evaluate_every: epochs between evaluations; the last epoch has one in any case.
         log_every: optimizer steps between lines of losses in metrics.jsonl; reading them waits for the device.
         progress: called after each step with ('train', rows done, rows in all, 'rows').
@@ -88,7 +89,7 @@ class Trainer:
     device: str = 'auto'
     runs: str | os.PathLike[str] | None = None
     checkpoint_every: int | None = None
-    checkpoint_seconds: float | None = 60.0
+    checkpoint_seconds: float | str | None = 'auto'
     evaluate_every: int = 1
     log_every: int = 10
     progress: Progress | None = None
@@ -96,7 +97,9 @@ class Trainer:
     def __post_init__(self) -> None:
         for name in ('lr', 'clip', 'checkpoint_seconds'):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if (name, value) == ('checkpoint_seconds', 'auto'):
+                continue
+            if value is not None and (not isinstance(value, int | float) or not value > 0):
                 raise ConfigError(f'Trainer({name}={value!r}): a positive number is meant.')
         for name in ('epochs', 'max_steps', 'accumulate', 'checkpoint_every', 'evaluate_every', 'log_every'):
             value = getattr(self, name)
@@ -150,6 +153,7 @@ class Trainer:
             DataError, LabelError: fields or labels that do not fit; before any training.
             TrainError: nothing to train, or a loss that is no longer finite.
             RunError: nothing to resume or continue from, or another process trains the run.
+            KeyboardInterrupt: Ctrl-C; the first after the running step, with a checkpoint, the second at once.
 
         >>> import tempfile
         >>> import mmpipe as mm
@@ -168,6 +172,11 @@ class Trainer:
                 "resume='auto' with continue_from=, in a script that may be started again)."
             )
         self._check_loaders(train, val)
+        if isinstance(factory, Run):
+            raise ConfigError(
+                f'fit needs what makes a model, not {factory!r}: pass a factory with continue_from=run to train on, '
+                f'or mm.transfer(run, tasks=[...]) for new tasks.'
+            )
         record, reason = describe_factory(factory, args)
         name = name or Path(train.rows.snapshot.root).resolve().name
         parent = _parent(factory, continue_from)
@@ -252,23 +261,9 @@ class Trainer:
             check_resumed(run, description, parent=parent)
             return run
         # Rank 0 decides: the others could find that a process trains the run by then, which is rank 0.
-        found = self._unfinished(name, description, parent) if world()[0] == 0 else None
+        found = unfinished_run(name, description, parent=parent, runs=self.runs) if world()[0] == 0 else None
         path = from_rank_0('' if found is None else str(found.path))
         return open_run(path) if path else None
-
-    def _unfinished(self, name: str, description: dict[str, Any], parent: Run | None) -> Run | None:
-        """The newest run of this name, these settings and this parent that ended before its time."""
-        for run in map(open_run, reversed(list_runs(name, runs=self.runs))):
-            came_from = None if run.parent is None else run.parent['path']
-            if run.status == 'finished' or came_from != (None if parent is None else str(parent.path)):
-                continue
-            try:
-                check_resumed(run, description, parent=parent)
-            except RunError:
-                continue  # of other settings: a new attempt, not this one
-            if not is_training(run):
-                return run
-        return None
 
     def _description(
         self, factory: dict[str, Any] | None, tasks: tuple[Task, ...], train: DataLoader
@@ -305,6 +300,7 @@ class Trainer:
             {
                 **description,
                 'val_rows': len(val.rows) if val is not None else 0,
+                'val_split': _split_of(val.rows) if val is not None else None,
                 'cannot': {} if reason is None else {'rebuild': reason},
                 'parent': lineage,
                 'metrics': {},
@@ -322,6 +318,12 @@ def _keep_rows(run: Run, rows: Rows) -> None:
         content = io.BytesIO()
         np.save(content, np.sort(rows.hashes), allow_pickle=False)
         write_bytes(file, content.getbuffer())
+
+
+def _split_of(rows: Rows) -> str:
+    """The split that all of some rows are of, to tell what metrics are about; 'val' where it is not one."""
+    found = set(rows.system('_split'))
+    return (found.pop() if len(found) == 1 else None) or 'val'
 
 
 def _parent(factory: Any, continue_from: str | os.PathLike[str] | Run | None) -> Run | None:

@@ -9,6 +9,7 @@ import pytest
 
 from mmpipe.errors import ConfigError, RunError
 from mmpipe.runs import create_run, list_runs, open_run, update_run
+from mmpipe.runs.lock import training
 from mmpipe.runs.record import append_metrics, cut_metrics, drop_checkpoints
 
 RECORD = {'metrics': {}, 'factory': None, 'parent': None, 'tasks': [], 'cannot': {}}
@@ -59,6 +60,34 @@ def test_a_record_of_another_format_names_the_version_that_wrote_it(tmp_path):
 def test_a_name_that_is_no_folder_name_is_refused(tmp_path, name):
     with pytest.raises(ConfigError, match='cannot be called'):
         create_run(name, RECORD, runs=tmp_path)
+
+
+def test_a_run_prints_as_a_line_and_one_per_task(tmp_path):
+    record = {**RECORD, 'snapshot': {'id': 'abc', 'root': '/shards/shop'}}
+    first = create_run('shop', record, runs=tmp_path)
+    assert repr(first) == '<Run shop/0001: running>'
+    assert str(first) == f'run shop/0001 (running) on snapshot abc: {first.path}'
+    parent = {'run': first.id, 'path': str(first.path), 'kind': 'continue', 'new_rows': 1200}
+    metrics = {'kind': {'accuracy': 2 / 3, 'n': 3}, 'price': {'r2': None, 'n': 0}}
+    second = create_run('shop', {**record, 'parent': parent, 'metrics': metrics, 'val_split': 'test'}, runs=tmp_path)
+    assert str(update_run(second, status='finished')).splitlines() == [
+        f'run shop/0002 (finished) on snapshot abc, continued from shop/0001 with 1,200 new rows: {second.path}',
+        '  kind (test): accuracy 0.6667, n 3',
+        '  price (test): r2 None, n 0',
+    ]
+
+
+def test_a_run_whose_process_is_gone_was_killed(tmp_path):
+    run = create_run('shop', RECORD, runs=tmp_path)
+    assert run.status == 'running'  # about to be trained, as far as anybody can tell
+    with training(run):
+        assert open_run(run).status == 'running'
+    assert open_run(run).status == 'killed'
+    update_run(run, status='finished')
+    assert run.status == 'finished'  # opened before it had ended
+    update_run(run, status='running')
+    (run.path / 'lock').write_text('another-machine')
+    assert open_run(run).status == 'running'
 
 
 def test_a_run_without_a_checkpoint_says_how_to_get_one(tmp_path):

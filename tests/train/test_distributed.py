@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -16,6 +17,8 @@ from mmpipe.runs import open_run
 
 SCRIPT = """
 import json
+import os
+import signal
 import sys
 import torch
 from mmpipe.data import DataLoader
@@ -29,7 +32,7 @@ def build():
         encoders={'title': encoders.vector(8, 16, dropout=0.0), 'frames': encoders.sequence(4, 8, dropout=0.0)},
         tasks=[classification('kind', 3), regression('price'), multilabel('tags', 4)], hidden=8, dropout=0.0)
 
-def main(shards, runs, rank, world, port):
+def main(shards, runs, rank, world, port, press_at=-1):
     torch.set_num_threads(1)
     if world > 1:
         torch.distributed.init_process_group(
@@ -38,7 +41,13 @@ def main(shards, runs, rank, world, port):
     # 72 rows in global batches of 14: the last one has 2 rows, so ranks have unequal parts of most steps.
     train = DataLoader(snapshot.split('train'), batch_size=14 // world, shuffle=True, device='cpu')
     val = DataLoader(snapshot.split('val').take(range(23)), batch_size=5, device='cpu')
-    run = Trainer(epochs=2, runs=runs, log_every=1, accumulate=2).fit(build, train, val, name='shop', resume='auto')
+
+    def press(stage, done, total, unit):
+        if rank == 1 and done == press_at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    trainer = Trainer(epochs=2, runs=runs, log_every=1, accumulate=2, progress=press)
+    run = trainer.fit(build, train, val, name='shop', resume='auto')
 
     # Fewer rows than ranks: the last rank has none, by a loader of ours and by batches of any kind.
     model, few = build(), DataLoader(snapshot.split('val').take(range(1)), batch_size=1, device='cpu')
@@ -54,25 +63,44 @@ def main(shards, runs, rank, world, port):
         torch.distributed.destroy_process_group()
 
 if __name__ == '__main__':
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), *sys.argv[5:6], *map(int, sys.argv[6:]))
 """
 
 
-def test_two_ranks_take_the_steps_of_one_process_to_rounding(tmp_path):
+def test_two_ranks_stopped_by_ctrl_c_and_resumed_take_the_steps_of_one_process_to_rounding(tmp_path):
     """Losses are divided by the labels of all ranks: a mean of the ranks' means would be another number."""
     write_shop(tmp_path / 'shop')
     script = tmp_path / 'training.py'
     script.write_text(SCRIPT)
     environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
 
-    def start(runs, rank, world):
-        command = [sys.executable, script, tmp_path / 'shop', tmp_path / runs, rank, world, tmp_path / 'meet']
-        return subprocess.Popen(list(map(str, command)), env=environment, stderr=subprocess.PIPE, text=True)
+    def two_ranks(press_at):
+        ranks = []
+        for rank in range(2):
+            command = [
+                sys.executable,
+                script,
+                tmp_path / 'shop',
+                tmp_path / 'two',
+                rank,
+                2,
+                tmp_path / f'meet{press_at}',
+            ]
+            ranks.append(
+                subprocess.Popen(
+                    [*map(str, command), str(press_at)], env=environment, stderr=subprocess.PIPE, text=True
+                )
+            )
+        said = [process.communicate(timeout=120)[1] for process in ranks]
+        return [process.returncode for process in ranks], '\n'.join(said)
 
-    ranks = [start('two', rank, 2) for rank in range(2)]
-    for process in ranks:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    # Ctrl-C reaches one rank after its first step; both stop after the second one, and go on from there.
+    codes, said = two_ranks(28)
+    assert codes == [-signal.SIGINT] * 2, said
+    stopped = open_run('shop', runs=tmp_path / 'two')
+    assert (stopped.status, stopped.checkpoint().name) == ('interrupted', '00000002')
+    codes, said = two_ranks(-1)
+    assert codes == [0, 0], said
     namespace = {'__name__': 'alone'}
     exec(compile(SCRIPT, str(script), 'exec'), namespace)
     namespace['main'](str(tmp_path / 'shop'), str(tmp_path / 'one'), 0, 1, '')

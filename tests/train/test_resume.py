@@ -37,24 +37,24 @@ def build(hidden):
         tasks=[classification('kind', 3), regression('price'), multilabel('tags', 4)],
         hidden=hidden, dropout=0.3, modality_dropout=0.2)
 
-def main(shards, runs, kill_at):
+def main(shards, runs, signal_at, how=''):
     snapshot = open_snapshot(shards)
     train = DataLoader(snapshot.split('train'), batch_size=8, shuffle=True, seed=5, device='cpu',
                        transforms={'photo': transforms.image(crop=12, flip=True)})
     val = DataLoader(snapshot.split('val'), batch_size=32, device='cpu',
                      transforms={'photo': transforms.image(crop=12)})
 
-    def kill(stage, done, total, unit):
-        if done == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+    def send(stage, done, total, unit):
+        if done == signal_at:
+            os.kill(os.getpid(), signal.Signals[how])
 
     trainer = Trainer(epochs=3, runs=runs, accumulate=2, schedule='cosine', warmup=3, checkpoint_every=2, log_every=3,
-                      seed=7, progress=kill)
+                      seed=7, progress=send)
     run = trainer.fit(build, train, val, args={'hidden': 16}, resume='auto', name='shop')
     print(run.path)
 
 if __name__ == '__main__':
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), *sys.argv[4:])
 """
 
 
@@ -65,37 +65,53 @@ def run_script(script, *args):
     )
 
 
-def test_a_run_killed_twice_and_resumed_equals_one_that_was_not_bit_for_bit(tmp_path):
-    write_shop(tmp_path / 'shop')
-    script = tmp_path / 'training.py'
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+    """A whole run of the script in this process: (folder of script and shards, run)."""
+    folder = tmp_path_factory.mktemp('undisturbed')
+    write_shop(folder / 'shop')
+    script = folder / 'training.py'
     script.write_text(SCRIPT)
-
-    # 72 rows, 16 a step: 5 steps an epoch. The kills come after steps 4 and 8, in different epochs, each before the
-    # checkpoint of its step is written: steps 3, 4 and 7, 8 are taken twice.
-    for kill_at in (64, 72 + 3 * 16):
-        killed = run_script(script, tmp_path / 'shop', tmp_path / 'killed', kill_at)
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
-        assert open_run('shop', runs=tmp_path / 'killed').status == 'running'
-    finished = run_script(script, tmp_path / 'shop', tmp_path / 'killed', -1)
-    assert finished.returncode == 0, finished.stderr
-    resumed = open_run(finished.stdout.strip())
-    assert resumed.id == 'shop/0001'
-
-    # The undisturbed one in this process, through the factory that the record of the script names.
     sys.argv, argv = [str(script)], sys.argv
     try:
         namespace = {'__name__': 'undisturbed', '__file__': str(script)}
         exec(compile(SCRIPT, str(script), 'exec'), namespace)
-        namespace['main'](str(tmp_path / 'shop'), str(tmp_path / 'whole'), -1)
+        namespace['main'](str(folder / 'shop'), str(folder / 'whole'), -1)
     finally:
         sys.argv = argv
-    whole = open_run('shop', runs=tmp_path / 'whole')
+    return folder, open_run('shop', runs=folder / 'whole')
 
+
+def assert_equal_bit_for_bit(run, whole):
     for file in ('model.safetensors', 'optimizer.safetensors'):
-        assert (resumed.checkpoint() / file).read_bytes() == (whole.checkpoint() / file).read_bytes(), file
-    assert resumed.history() == whole.history()
-    assert resumed.metrics == whole.metrics
-    assert not [entry for entry in (resumed.path / 'checkpoints').iterdir() if entry.name.endswith('.tmp')]
+        assert (run.checkpoint() / file).read_bytes() == (whole.checkpoint() / file).read_bytes(), file
+    assert run.history() == whole.history()
+    assert run.metrics == whole.metrics
+    assert [entry.name for entry in (run.path / 'checkpoints').iterdir()] == [whole.checkpoint().name]
+
+
+def test_a_run_stopped_by_ctrl_c_then_killed_equals_one_that_was_not_bit_for_bit(undisturbed, tmp_path):
+    folder, whole = undisturbed
+    script, shop = folder / 'training.py', folder / 'shop'
+
+    # 72 rows, 16 a step: 5 steps an epoch. Ctrl-C comes in step 3, for which no checkpoint is due.
+    stopped = run_script(script, shop, tmp_path, 48, 'SIGINT')
+    assert stopped.returncode == -signal.SIGINT, stopped.stderr
+    assert 'KeyboardInterrupt: run shop/0001 is saved after step 3 of 15' in stopped.stderr
+    run = open_run('shop', runs=tmp_path)
+    assert (run.status, run.checkpoint().name) == ('interrupted', '00000003')
+
+    # The kill comes after step 8, before its checkpoint is written: steps 7 and 8 are taken twice.
+    killed = run_script(script, shop, tmp_path, 72 + 3 * 16, 'SIGKILL')
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    run = open_run('shop', runs=tmp_path)
+    assert (run.record['status'], run.status, run.checkpoint().name) == ('running', 'killed', '00000006')
+
+    done = run_script(script, shop, tmp_path, -1)
+    assert done.returncode == 0, done.stderr
+    resumed = open_run(done.stdout.strip())
+    assert resumed.id == 'shop/0001'
+    assert_equal_bit_for_bit(resumed, whole)
 
     # And the model comes back in a process that never ran the script.
     model = load_model(resumed)
@@ -131,6 +147,70 @@ def interrupted(trainer_options, snapshot, rows, **how):
     with pytest.raises(Stop):
         Trainer(**trainer_options, progress=stop).fit(build, *loaders(snapshot), **how)
     return open_run('shop', runs=trainer_options['runs'])
+
+
+@pytest.fixture
+def ctrl_c(monkeypatch):
+    """Sends SIGINT to this process once per listed count of rows; SIGINT itself raises, as outside of tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def make(*counts):
+        left = list(counts)
+
+        def press(stage, done, total, unit):
+            while left and done == left[0]:
+                left.pop(0)
+                os.kill(os.getpid(), signal.SIGINT)
+
+        return press
+
+    yield make
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_at_the_last_step_and_at_the_end_of_an_epoch_loses_nothing(shop, tmp_path, ctrl_c):
+    options = {'epochs': 2, 'log_every': 1}
+    whole = Trainer(**options, runs=tmp_path / 'whole').fit(build, *loaders(shop))
+    for rows, name in ((16, '00000001'), (72, '00000005'), (144, '00000010')):
+        runs = tmp_path / name
+        with pytest.raises(KeyboardInterrupt, match=f'step {int(name)} of 10'):
+            Trainer(**options, runs=runs, progress=ctrl_c(rows)).fit(build, *loaders(shop))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        stopped = open_run('shop', runs=runs)
+        assert (stopped.status, stopped.checkpoint().name) == ('interrupted', name)
+        assert_equal_bit_for_bit(Trainer(**options, runs=runs).fit(build, *loaders(shop), resume='auto'), whole)
+
+
+def test_a_second_ctrl_c_stops_at_once_without_a_checkpoint(shop, tmp_path, ctrl_c):
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(runs=tmp_path, progress=ctrl_c(32, 32)).fit(build, *loaders(shop))
+    run = open_run('shop', runs=tmp_path)
+    assert (run.status, run.newest_checkpoint()) == ('interrupted', None)
+
+
+def test_a_program_that_handles_sigint_itself_is_left_to_it(shop, tmp_path, ctrl_c):
+    pressed = []
+    signal.signal(signal.SIGINT, lambda *_: pressed.append(1))
+    run = Trainer(runs=tmp_path, progress=ctrl_c(32)).fit(build, *loaders(shop))
+    assert (run.status, pressed) == ('finished', [1])
+
+
+def test_ctrl_c_stores_no_weights_that_are_not_finite(shop, tmp_path, ctrl_c):
+    model = BareModel(Root(), inputs='weight', tasks=[regression('price')])
+    with pytest.raises(TrainError, match='not finite after step 1'):
+        Trainer(runs=tmp_path, progress=ctrl_c(16)).fit(model, *loaders(shop))
+    run = open_run('shop', runs=tmp_path)
+    assert (run.status, run.newest_checkpoint()) == ('failed', None)
+
+
+def test_a_further_run_of_what_has_finished_is_told(shop, tmp_path, caplog):
+    options = {'epochs': 1, 'runs': tmp_path}
+    for number in (1, 2):
+        assert Trainer(**options).fit(build, *loaders(shop), resume='auto').id == f'shop/000{number}'
+    Trainer(**options, lr=0.1).fit(build, *loaders(shop), resume='auto')
+    assert [record.getMessage() for record in caplog.records] == [
+        'run shop/0001 finished on this snapshot already; training another'
+    ]
 
 
 def test_a_run_that_failed_resumes_and_a_finished_one_trains_on_when_given_more_epochs(shop, tmp_path):

@@ -237,6 +237,19 @@ def test_a_module_that_takes_batches_trains_with_tasks_given_to_fit(shop, traine
         trainer.fit(Own(), *loaders(shop))
 
 
+def test_a_run_where_a_model_is_meant_is_an_error_that_says_what_to_pass(shop, trainer):
+    train, val = loaders(shop)
+    run = trainer.fit(build, train)
+    for wrong in (run, run.path, 'shop/0001'):
+        for use in (evaluate, predict, lambda model, loader: evaluate(model, loader, tasks=TASKS)):
+            with pytest.raises(ConfigError, match=r'is no model: pass mm\.load_model\(run\)'):
+                use(wrong, val)
+    with pytest.raises(ConfigError, match=r'<Run shop/0001: finished>: pass a factory with continue_from=run'):
+        trainer.fit(run, train)
+    with pytest.raises(ConfigError, match=r'that of a run is mm\.load_model\(run\)'):
+        BareModel(run, inputs='title', tasks=TASKS[:1])
+
+
 def test_bad_labels_missing_fields_and_wrong_loaders_are_refused_before_a_run_is_made(shop, trainer, tmp_path):
     train, val = loaders(shop)
     few = DataLoader(shop.split('train'), batch_size=8, device='cpu', fields=['title', 'kind'])
