@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 import mmpipe
-from mmpipe.cli import PENDING, USAGE
+from mmpipe.cli import PENDING, USAGE, app
 
 ROOT = Path(mmpipe.__file__).parent.parent
 DEMO_KEYS = {'rows', 'computed', 'written', 'snapshot', 'metrics', 'baselines', 'seconds'}
@@ -116,8 +116,12 @@ def test_the_wheel_runs_away_from_the_checkout(installed: Installed) -> None:
 
 
 def test_every_command_has_help_with_an_example(installed: Installed) -> None:
-    for command in ('demo', 'plan', 'apply', 'ingest', 'status', 'snapshot', 'train'):
-        assert f'Example: mmpipe {command}' in installed.run('mmpipe', command, '--help').stdout
+    names = [command.name or command.callback.__name__ for command in app.registered_commands]
+    assert {'demo', 'plan', 'apply', 'ingest', 'status', 'snapshot', 'train'} <= set(names)
+    for name in names:
+        said = installed.run('mmpipe', name, '--help').stdout
+        assert f'Example: mmpipe {name}' in said
+        assert '--json' in said
 
 
 def test_the_demo_computes_and_appends_only_what_is_new(first: dict[str, Any]) -> None:
