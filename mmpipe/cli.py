@@ -265,9 +265,7 @@ def snapshot(
 def train(
     pipeline: PipelineName,
     directory: Directory = None,
-    root: Annotated[
-        Path | None, typer.Option(help='Directory of the shards; .mmpipe/shards/DIR when left out.')
-    ] = None,
+    root: Root = None,
     go_on: Annotated[bool, typer.Option('--continue', help="Start from the pipeline's last finished run.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -279,7 +277,7 @@ def train(
         from mmpipe.shards import open_snapshot
 
         found = find_pipeline(pipeline, directory=directory)
-        frozen = open_snapshot(root or found.root)
+        frozen = open_snapshot(_place(root, found.root))
         finished = [made for made in runs_of(frozen.root) if made.status == 'finished'] if go_on else []
         if go_on and not finished:
             raise ConfigError(f"no finished run was trained on '{frozen.root}': leave out --continue")
@@ -293,7 +291,7 @@ def train(
             'path': str(made.path),
             'snapshot': frozen.id,
             'metrics': made.metrics,
-            'split': made.record['val_split'],
+            'split': made.record.get('val_split'),
             'parent': made.parent,
         }
         return result, str(made)
