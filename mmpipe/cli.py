@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -205,6 +206,7 @@ def quarantine(pipeline: PipelineName, directory: Directory = None, as_json: AsJ
 
         found = find_pipeline(pipeline, directory=directory)
         entries = [entry for entry in quarantined() if entry['table_path'].rpartition('/')[0] == found.directory]
+        entries.sort(key=lambda entry: (entry['table_path'], _in_order(entry['place']), entry['column_name']))
         lines = [f'{found.directory}: {how_many(len(entries), "entry", "entries")} in quarantine']
         for entry in entries:
             row = f", row '{entry['row_key']}'" if entry['row_key'] and entry['row_key'] not in entry['place'] else ''
@@ -252,7 +254,8 @@ def snapshot(
         found.bind()
         show = StageProgress()
         place = _place(root, found.root)
-        _make_place(place)
+        if root is not None:
+            _make(place)
         with show.stage('snapshot'):
             view = found.module('views').training_view()
             made = freeze(root=place, full=full, allow_stale=allow_stale, progress=show, **view)
@@ -402,12 +405,13 @@ def _place(root: str | None, default: Path) -> Path:
     return Path(root) if root else default
 
 
-def _make_place(place: Path) -> None:
+def _make(root: Path) -> None:
+    """Make the folder of --root, so that one that cannot be is told before the rows are read."""
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"'{place}' cannot hold shards ({error.strerror}). Give a directory that can be written: --root DIR"
+            f'--root {root}: cannot hold shards ({error.strerror}). Give a directory that can be written.'
         ) from error
 
 
@@ -420,6 +424,11 @@ def _as_writer(root: Path, *, wait_s: float = 60.0) -> contextlib.AbstractContex
     from mmpipe.snapshots import root_lock
 
     return root_lock(root, wait_s=wait_s)
+
+
+def _in_order(place: str) -> str:
+    """What sorts 'a.csv line 10' behind 'a.csv line 9'."""
+    return re.sub(r'\d+', lambda number: number[0].zfill(12), place)
 
 
 def _print(run: Callable[[], tuple[Any, str]], as_json: bool) -> Any:

@@ -24,7 +24,7 @@ from mmpipe.wording import how_many
 NAME = 'demo'
 HELD_BACK = 'held_back.csv'
 QUICK_STEP = 8
-WIDTH = 100  # columns that the results fit in
+WIDTH = 80  # columns that the results fit in
 
 
 def data_folder() -> Path:

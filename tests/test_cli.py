@@ -250,3 +250,11 @@ def test_a_users_own_pipeline_beside_the_wheel_is_planned_and_applied(
     finally:
         installed.run(*PXT, 'daemon', 'stop', check=False)
         installed.env.pop('PIXELTABLE_HOME', None)
+
+
+def test_stop_says_whether_a_postgres_was_running(installed: Installed) -> None:
+    installed.run('mmpipe', 'status', 'demo')
+    assert installed.json('mmpipe', 'stop') == {'stopped': True}
+    home = installed.work / '.mmpipe' / 'pixeltable'
+    assert installed.run('mmpipe', 'stop').stdout == f'no Postgres runs in {home}\n'
+    assert installed.json('mmpipe', 'status', 'demo')['directory'] == 'demo'  # which starts it again

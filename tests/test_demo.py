@@ -76,7 +76,7 @@ def test_a_metric_that_is_not_defined_is_a_dash() -> None:
     ]
 
 
-def test_the_results_fit_a_terminal_of_a_hundred_columns() -> None:
+def test_the_results_fit_a_terminal_of_eighty_columns() -> None:
     scores = {'mean': 0.5, 'std': 0.25}
     probes = dict.fromkeys(('majority', 'photo', 'caption', 'speech', 'clip', 'document', 'tabular', 'all'), scores)
     metrics = {'metric': 'accuracy', **scores, 'test': 0.5, 'test_rows': 1}
@@ -92,7 +92,7 @@ def test_the_results_fit_a_terminal_of_a_hundred_columns() -> None:
             'metrics': dict.fromkeys(tasks, metrics),
         }
     )
-    assert max(map(len, text.splitlines())) <= 100
+    assert max(map(len, text.splitlines())) <= 80
     assert 'run demo/0002, continued from demo/0001, 1 new training row\n' in text
     assert text.splitlines()[-9] == 'majority        0.500±0.25           0.500±0.25        0.500±0.25'
     assert text.splitlines()[-1] == 'kept run, test  0.500 (1 row)        0.500 (1 row)     0.500 (1 row)'

@@ -7,6 +7,7 @@ from typing import Any
 
 from mmpipe.errors import SchemaError
 from mmpipe.store.engine import start
+from mmpipe.wording import how_many
 
 
 def table_of(source: Any) -> Any:
@@ -25,7 +26,9 @@ def table_of(source: Any) -> Any:
         try:
             table = pxt.get_table(source, if_not_exists='ignore')
         except pxt.Error as error:
-            raise SchemaError(f"'{source}' is no table: {error} pixeltable.list_tables() lists what there is.") from error
+            raise SchemaError(
+                f"'{source}' is no table: {error} pixeltable.list_tables() lists what there is."
+            ) from error
         if table is None:
             raise SchemaError(f"there is no table '{source}'. pixeltable.list_tables() lists what there is.")
         return table
@@ -134,8 +137,8 @@ def failed_cells(table: Any, columns: list[str] | None = None) -> Iterator[str]:
     path = path_of(table)
     for name, (count, messages) in cell_errors(table, columns, limit=1).items():
         yield (
-            f'{path}.{name}: {count} cells are null, since their function raised: {messages[0]}. Correct it or the '
-            f"row, then mm.retry('{path.rpartition('/')[0]}')"
+            f'{path}.{name}: {how_many(count, "cell is", "cells are")} null, since their function raised: '
+            f"{messages[0]}. Correct it or the row, then mm.retry('{path.rpartition('/')[0]}')"
         )
 
 

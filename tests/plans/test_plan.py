@@ -136,7 +136,7 @@ def test_a_cell_that_an_added_or_altered_function_cannot_compute_stops_nothing_a
     assert done.changes == plan.changes
     for message, column in zip(done.failed, 'uy', strict=True):
         for word in (
-            f'{filled}/items.{column}: 1 cells are null', "row 'bad'", '13 is unlucky',
+            f'{filled}/items.{column}: 1 cell is null', "row 'bad'", '13 is unlucky',
             f"then mm.retry('{filled}')",
         ):  # fmt: skip
             assert word in message
@@ -157,7 +157,7 @@ def test_a_view_made_over_a_row_that_it_cannot_compute_is_there_and_tells_it(dir
     mm.apply(mm.plan(declare(views=False), directory))
     pxt.get_table(f'{directory}/items').insert([{'key': 'bad', 'x': 13}, {'key': 'good', 'x': 1}])
     (message,) = mm.apply(mm.plan(declare(weigh=doubled), directory)).failed
-    assert f"{directory}/big.w: 1 cells are null, since their function raised: row 'bad': ValueError: 13" in message
+    assert f"{directory}/big.w: 1 cell is null, since their function raised: row 'bad': ValueError: 13" in message
     assert pxt.get_table(f'{directory}/big').count() == 2
 
 

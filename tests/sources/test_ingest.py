@@ -358,7 +358,7 @@ def test_a_function_that_raises_on_one_row_gives_a_null_cell_and_an_error_with_t
     assert report.failed_cells == 1
     (message,) = report.errors
     for word in (
-        'numbers.twice: 1 cells are null',
+        'numbers.twice: 1 cell is null',
         "row 'k13'",
         '13 is unlucky',
         "then mm.retry('",
