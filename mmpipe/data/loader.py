@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
@@ -195,7 +196,9 @@ class DataLoader:
 
     def _reader(self) -> TorchDataLoader:
         if self._torch_loader is None:
-            workers: dict[str, Any] = {'multiprocessing_context': 'spawn', 'persistent_workers': True}
+            workers: dict[str, Any] = {
+                'multiprocessing_context': 'spawn', 'persistent_workers': True, 'worker_init_fn': _leave_interrupts_to_parent,
+            }  # fmt: skip
             self._torch_loader = TorchDataLoader(
                 self.dataset,
                 sampler=self.batches,
@@ -304,6 +307,11 @@ def world() -> tuple[int, int]:
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
+
+
+def _leave_interrupts_to_parent(worker: int) -> None:
+    """A terminal's Ctrl-C reaches every process; the workers go on, so that the running step can be finished."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Any) -> Any:

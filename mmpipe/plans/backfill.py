@@ -17,7 +17,7 @@ Progress = Callable[[str, int, int | None, str], None]
 def backfill(base: Any, columns: Iterable[tuple[str, str]], *, progress: Progress | None = None) -> list[str]:
     """Make the rows of some columns that are not made as the code is now.
 
-    Each chunk is a transaction of its own, and the ledger is stored as they go. What a kill leaves unrecorded is computed
+    Each chunk is a transaction of its own, and the ledger is stored as they go. What a kill leaves unrecorded is made
     again: one chunk of slow work, or a second of cheap. Columns that read a column are computed with it.
 
     Args:

@@ -65,7 +65,6 @@ def fit(
         seed=seed,
         runs=runs,
         evaluate_every=epochs,
-        checkpoint_seconds=5,
         progress=progress,
     )
     return trainer.fit(

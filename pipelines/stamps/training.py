@@ -72,7 +72,7 @@ def train(
     epochs = epochs or usual
     trainer = mm.Trainer(
         epochs=epochs, lr=lr, weight_decay=0.05, schedule='cosine', seed=seed, runs=runs, evaluate_every=epochs,
-        checkpoint_seconds=5, progress=progress,
+        progress=progress,
     )  # fmt: skip
     return trainer.fit(
         build_model,

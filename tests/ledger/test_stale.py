@@ -205,7 +205,8 @@ def test_a_snapshot_refuses_stale_columns_and_says_what_to_run(
     frozen = {'query': table, 'root': tmp_path / 'shards'}
     mm.snapshot(**frozen, fields={'more': table.more, 'other': table.other})
     monkeypatch.setattr(multiplied, 'FACTOR', 3)
-    said = rf"'{directory}/things.made' holds 10 rows .* now \(constant multiplied.FACTOR changed\)\. Run `mmpipe apply PIPELINE`"
+    why = r'\(constant multiplied.FACTOR changed\)\. Run `mmpipe apply PIPELINE`'
+    said = rf"'{directory}/things.made' holds 10 rows .* now {why}"
     with pytest.raises(StaleColumnError, match=said):
         mm.snapshot(**frozen, fields={'more': table.more, 'other': table.other})
     assert mm.snapshot(**frozen, fields={'more': table.more, 'other': table.other}, allow_stale=True).written == 0
