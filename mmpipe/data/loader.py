@@ -197,8 +197,10 @@ class DataLoader:
     def _reader(self) -> TorchDataLoader:
         if self._torch_loader is None:
             workers: dict[str, Any] = {
-                'multiprocessing_context': 'spawn', 'persistent_workers': True, 'worker_init_fn': _leave_interrupts_to_parent,
-            }  # fmt: skip
+                'multiprocessing_context': 'spawn',
+                'persistent_workers': True,
+                'worker_init_fn': _leave_interrupts_to_parent,
+            }
             self._torch_loader = TorchDataLoader(
                 self.dataset,
                 sampler=self.batches,
