@@ -60,6 +60,8 @@ def check_directory(directory: str) -> str:
             f"'{directory}' cannot be a directory of tables: give another one (--dir), of ASCII letters, digits, _ and "
             f'-, beginning with a letter, with / between a directory and one inside it'
         )
+    if directory != directory.lower():  # Pixeltable folds it, and would not find it again under this name
+        raise ConfigError(f"'{directory}' has capitals, and Pixeltable's directories have none: '{directory.lower()}'")
     return directory
 
 

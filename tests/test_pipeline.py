@@ -22,6 +22,8 @@ def test_an_unknown_pipeline_is_an_error_that_names_the_known_ones() -> None:
         find_pipeline('../demo')
     with pytest.raises(ConfigError, match=r"'bad dir' cannot be a directory of tables: give another one \(--dir\)"):
         find_pipeline('demo', directory='bad dir')
+    with pytest.raises(ConfigError, match="'Shop' has capitals, and Pixeltable's directories have none: 'shop'"):
+        find_pipeline('demo', directory='Shop')
 
 
 def test_a_pipeline_of_the_project_is_found_beside_the_shipped_ones(

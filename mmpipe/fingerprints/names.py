@@ -15,7 +15,7 @@ def globals_of(code: types.CodeType) -> set[str]:
     """Global names that a function reads, those of functions inside it included.
 
     >>> sorted(globals_of(making.__code__))[:3]
-    ['OSError', 'SyntaxError', '_bound']
+    ['OSError', 'SyntaxError', 'ValueError']
     """
     found = {str(step.argval) for step in dis.get_instructions(code) if step.opname in ('LOAD_GLOBAL', 'LOAD_NAME')}
     for constant in code.co_consts:

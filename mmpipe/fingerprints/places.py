@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
-import site
 import sys
-import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
+INSTALLED = {'site-packages', 'dist-packages'}
 OWN = frozenset({'mmpipe', 'pipelines'})  # followed as project code, wherever they are installed
 
 
@@ -37,9 +36,16 @@ def _top_is_project(top: str) -> bool:
     if spec is None:
         return False
     places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
-    installed = [*site.getsitepackages(), site.getusersitepackages(), *sysconfig.get_paths().values()]
-    installed = [str(Path(folder).resolve()) for folder in installed if 'lib' in Path(folder).parts[1:]]
-    return not any(str(Path(place).resolve()).startswith(folder + '/') for place in places for folder in installed)
+    paths = [Path(place).resolve() for place in places]
+    if any(INSTALLED & set(path.parts) for path in paths):
+        return False
+    # Elsewhere (`pip install --target`), a package's record lists its files; that of an editable project does not.
+    return not any(_installs(name, top) for name in distributions().get(top, ()))
+
+
+def _installs(distribution: str, top: str) -> bool:
+    record = importlib.metadata.distribution(distribution).read_text('RECORD') or ''
+    return any(line.startswith((f'{top}/', f'{top}.')) for line in record.splitlines())
 
 
 @functools.cache

@@ -228,7 +228,11 @@ class Walk:
                 for alias in inner.names:
                     self.imported(alias.name, None, user)
             elif isinstance(inner, ast.ImportFrom):
-                module = importlib.util.resolve_name('.' * inner.level + (inner.module or ''), package)
+                try:
+                    module = importlib.util.resolve_name('.' * inner.level + (inner.module or ''), package)
+                except ImportError as error:
+                    self.unresolved.add(f'an import in {user} ({error})')
+                    continue
                 for alias in inner.names:
                     self.imported(module, alias.name, user)
 
@@ -275,7 +279,8 @@ class Walk:
         ]  # fmt: skip
         self.note(label, normal_form(pinned[0]) if pinned else normal_form(tree))
         if not pinned:
-            self.imports(tree, module.rpartition('.')[0], module)
+            is_package = Path(file).name == '__init__.py'
+            self.imports(tree, module if is_package else module.rpartition('.')[0], module)
             self.dynamic(tree, module)
 
     def dynamic(self, node: ast.AST, user: str) -> None:

@@ -91,11 +91,11 @@ def views_of(table: Any) -> list[Any]:
 
 
 def tables_in(directory: str) -> list[Any]:
-    """The tables and views of a catalog directory, tables first."""
+    """The tables and views of a catalog directory, tables first; not those of directories in it."""
     pxt = start()
     if directory not in pxt.list_dirs():
         return []
-    found = [pxt.get_table(path) for path in pxt.list_tables(directory)]
+    found = [pxt.get_table(path) for path in pxt.list_tables(directory, recursive=False)]
     return sorted(found, key=lambda table: (table.get_base_table() is not None, path_of(table)))
 
 

@@ -162,7 +162,7 @@ def test_tables_are_looked_up_and_described(directory, tmp_path):
 
 @pytest.mark.parametrize('what', ['no/such', 'a b!/c', 17, object])
 def test_what_is_no_table_is_refused_with_a_next_move(pixeltable_home, what):
-    with pytest.raises(SchemaError, match=r'mmpipe status|Give a table class'):
+    with pytest.raises(SchemaError, match=r'list_tables|Give a table class'):
         table_of(what)
 
 
