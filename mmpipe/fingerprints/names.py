@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import dis
+import functools
 import types
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from mmpipe.fingerprints.normal_form import normal_form, parsed
@@ -56,9 +58,29 @@ def making(scope: Mapping[str, Any], name: str) -> str | None:
     if not file:
         return None
     try:
-        tree, _ = parsed(file)
+        return making_in(file, name)
     except (OSError, SyntaxError, ValueError):
         return None
+
+
+def making_in(file: str, name: str) -> str | None:
+    """The same of a module by its file.
+
+    Raises:
+        OSError: it cannot be read.
+        SyntaxError: it is no Python.
+        ValueError: it is no text.
+
+    >>> making_in(__file__, 'name') is None
+    True
+    """
+    stat = Path(file).stat()
+    return _making_in(file, name, (stat.st_mtime_ns, stat.st_size))
+
+
+@functools.lru_cache(maxsize=4096)
+def _making_in(file: str, name: str, stamp: tuple[int, int]) -> str | None:
+    tree, _ = parsed(file)
     return ';'.join(normal_form(statement) for statement in tree.body if name in set(_bound(statement))) or None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import builtins
 import datetime
 import decimal
@@ -25,14 +24,13 @@ from typing import Any
 import numpy as np
 
 from mmpipe.errors import MmpipeError
-from mmpipe.fingerprints.names import chains_of, globals_of, making
-from mmpipe.fingerprints.normal_form import definition, normal_form, parsed
+from mmpipe.fingerprints.facts import Facts, facts_of_code, facts_of_file
+from mmpipe.fingerprints.names import globals_of, making, making_in
 from mmpipe.fingerprints.places import distributions, file_of, is_project
 
 STANDS_FOR_CODE = '__fingerprint__'
 """A module-level constant that stands for the code of its module: raise it when what the code computes changes."""
 
-_DYNAMIC = ('eval', 'exec', 'compile', 'globals', 'locals', 'vars', '__import__')
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis))
 _BY_REPR = (
     PurePath, datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo, decimal.Decimal, fractions.Fraction,
@@ -144,17 +142,28 @@ class Walk:
             self.object(default, f'{name} default {keyword}')
         if self.pinned(where, function.__globals__):
             return
-        node = definition(function.__code__)
-        if node is None:
+        facts = facts_of_code(function.__code__)
+        if facts is None:
             self.note(f'code of {name}', _bytecode(function.__code__))
             self.unresolved.add(f'the source of {name} is not what runs: restart after an edit; its bytecode counts')
         else:
-            self.note(f'code of {name}', normal_form(node))
-            self.imports(node, function.__globals__.get('__package__') or '', name)
-            self.dynamic(node, name)
-        chains = chains_of(node) if node is not None else {}
+            self.facts(facts, f'code of {name}', function.__globals__.get('__package__') or '', name)
+        chains = facts.chains if facts is not None else {}
         for used in sorted(globals_of(function.__code__)):
             self.name(used, function.__globals__, chains.get(used, {()}), name)
+
+    def facts(self, facts: Facts, label: str, package: str, user: str) -> None:
+        """Code, the modules it imports, and the calls in it that cannot be followed."""
+        self.note(label, facts.text)
+        self.unresolved |= {f'{call} in {user}' for call in facts.dynamic}
+        for module, dots, names in facts.imports:
+            try:
+                module = importlib.util.resolve_name('.' * dots + module, package)
+            except ImportError as error:
+                self.unresolved.add(f'an import in {user} ({error})')
+                continue
+            for attribute in names or (None,):
+                self.imported(module, attribute, user)
 
     def pinned(self, module: str, scope: Mapping[str, Any]) -> bool:
         """Whether a constant stands for the code of a module; it is noted then."""
@@ -221,21 +230,6 @@ class Walk:
             elif not attribute.startswith('__') and type(value) in (*_PLAIN, tuple, frozenset):
                 self.object(value, name)
 
-    def imports(self, node: ast.AST, package: str, user: str) -> None:
-        """Imports inside a function body."""
-        for inner in ast.walk(node):
-            if isinstance(inner, ast.Import):
-                for alias in inner.names:
-                    self.imported(alias.name, None, user)
-            elif isinstance(inner, ast.ImportFrom):
-                try:
-                    module = importlib.util.resolve_name('.' * inner.level + (inner.module or ''), package)
-                except ImportError as error:
-                    self.unresolved.add(f'an import in {user} ({error})')
-                    continue
-                for alias in inner.names:
-                    self.imported(module, alias.name, user)
-
     def imported(self, module: str, attribute: str | None, user: str) -> None:
         """A module that a function imports when it runs; one of the project counts as a whole, read from its file."""
         if not is_project(module):
@@ -267,32 +261,18 @@ class Walk:
             self.unresolved.add(f'module {module} in {user}')
             return
         try:
-            tree, _ = parsed(file)
+            pinned = making_in(file, STANDS_FOR_CODE)
+            facts = facts_of_file(file)
         except (OSError, SyntaxError, ValueError) as error:
             self.unresolved.add(f'module {module} in {user} ({error})')
             return
-        pinned = [
-            statement.value for statement in tree.body
-            if isinstance(statement, ast.Assign) and any(
-                isinstance(target, ast.Name) and target.id == STANDS_FOR_CODE for target in statement.targets
-            )
-        ]  # fmt: skip
-        self.note(label, normal_form(pinned[0]) if pinned else normal_form(tree))
-        if not pinned:
-            is_package = Path(file).name == '__init__.py'
-            self.imports(tree, module if is_package else module.rpartition('.')[0], module)
-            self.dynamic(tree, module)
-
-    def dynamic(self, node: ast.AST, user: str) -> None:
-        """Calls that only running would resolve."""
-        for inner in ast.walk(node):
-            if isinstance(inner, ast.Call):
-                called = inner.func.id if isinstance(inner.func, ast.Name) else getattr(inner.func, 'attr', '')
-                constant = len(inner.args) > 1 and isinstance(inner.args[1], ast.Constant)
-                if (isinstance(inner.func, ast.Name) and called in _DYNAMIC) or called == 'import_module':
-                    self.unresolved.add(f'{called}(...) in {user}')
-                elif isinstance(inner.func, ast.Name) and called == 'getattr' and not constant:
-                    self.unresolved.add(f'getattr(...) in {user}')
+        if pinned is not None:
+            self.note(label, pinned)
+            return
+        self.parts[label] = ''  # modules may import each other
+        is_package = Path(file).name == '__init__.py'
+        self.facts(facts, label, module if is_package else module.rpartition('.')[0], module)
+        self.parts[label] = digest_of(facts.text)
 
     def files(self, function: Any, constants: dict[str, Any]) -> None:
         """The contents of the files that a function says it loads."""
@@ -310,8 +290,8 @@ class Walk:
         for file in files:
             path = Path(file)
             try:
-                with path.open('rb') as opened:
-                    digest = hashlib.file_digest(opened, 'blake2b').hexdigest()[:32]
+                stat = path.stat()
+                digest = _file_digest(path, (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
             except OSError as error:
                 self.unresolved.add(f'file {path} of {name_of(function)} ({error.strerror})')
                 continue
@@ -332,6 +312,12 @@ class Walk:
         digest = digest_of(text)
         known = self.parts.get(label)
         self.parts[label] = digest if known in (None, digest) else digest_of(sorted((str(known), digest)))
+
+
+@functools.lru_cache(maxsize=256)
+def _file_digest(path: Path, stamp: tuple[int, ...]) -> str:
+    with path.open('rb') as opened:
+        return hashlib.file_digest(opened, 'blake2b').hexdigest()[:32]
 
 
 def digest_of(content: object) -> str:

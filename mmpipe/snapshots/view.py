@@ -63,19 +63,16 @@ class TrainingView:
 
     def definition(self) -> dict[str, Any]:
         """What defines the snapshot besides data, as JSON values: an old one can be extended while it is the same."""
-        fields = {}
+        fields: dict[str, Any] = {}
+        choices: dict[str, Any] = {}
+        known: dict[int, Any] = {}
         for name, spec in self.specs.items():
             over = self.pooled[pooled_path(self.pooled, spec)] if spec.pooled else self.table
-            fields[name] = {**spec.identity(), 'columns': _columns(over, spec.expression)}
-        choices = {'filter': filter_of(self.query), 'split': self.split}
-        return {
-            'table': path_of(self.table),
-            **{
-                name: None if choice is None else {'expression': str(choice), 'columns': _columns(self.table, choice)}
-                for name, choice in choices.items()
-            },
-            'fields': fields,
-        }
+            fields[name] = {**spec.identity(), 'columns': _columns(over, spec.expression, known)}
+        for name, choice in (('filter', filter_of(self.query)), ('split', self.split)):
+            columns = None if choice is None else _columns(self.table, choice, known)
+            choices[name] = None if choice is None else {'expression': str(choice), 'columns': columns}
+        return {'table': path_of(self.table), **choices, 'fields': fields}
 
     def columns(self) -> set[tuple[str, str]]:
         """(table or view, column) of every column that a field, the filter or the split reads, directly or not."""
@@ -103,11 +100,11 @@ class TrainingView:
         return sorted(upserts), sorted(set(changes.deleted) - upserts)
 
 
-def _columns(table: Any, expression: Any) -> dict[str, list[Any]]:
+def _columns(table: Any, expression: Any, known: dict[int, Any]) -> dict[str, list[Any]]:
     """The columns behind an expression: a column added in place leaves no mark on the rows, only here."""
     return {
         column: [md['defined_in'], md['computed_with'], md['version_added']]
-        for column, md in sorted(lineage(table, expression).items())
+        for column, md in sorted(lineage(table, expression, known).items())
     }
 
 
@@ -127,6 +124,8 @@ def training_view(query: Any, fields: Mapping[str, Any], split: Any) -> Training
     specs = {name: as_spec(name, value) for name, value in fields.items()}
     visible = {entry[0] for entry in version_vector(table)}
     pooled: dict[str, Any] = {}
+    own_media = set(media_columns(base_of(table)))
+    known: dict[int, Any] = {}
     media: set[str] = set()
     for name, spec in specs.items():
         if not is_expression(spec.expression):
@@ -143,7 +142,7 @@ def training_view(query: Any, fields: Mapping[str, Any], split: Any) -> Training
                 f"field '{name}' ({spec.expression}) is not a column of '{path_of(table)}'. Rows of a component view "
                 f'come in with mm.field.pooled(mean_pool(...)).'
             )
-        media |= set(lineage(over, spec.expression)) & set(media_columns(base_of(table)))
+        media |= set(lineage(over, spec.expression, known)) & own_media
     if split is None and 'split' in columns_in_scope(table):
         split = table.split
     if split is not None and not (is_expression(split) and split.col_type.is_string_type()):

@@ -50,33 +50,33 @@ def made_columns(table: Any) -> Iterator[Made]:
     from pixeltable.exprs import ColumnRef
     from pixeltable.runtime import get_runtime
 
-    tables = tree_of(table)
-    own = {path_of(each): computed_columns(each) for each in tables}
-    paths = {id_of(each): path_of(each) for each in tables}
-    for each in tables:
+    tables = {path_of(each): each for each in tree_of(table)}  # asking for a path is a query
+    own = {name: computed_columns(each) for name, each in tables.items()}
+    paths = {id_of(each): name for name, each in tables.items()}
+    for place, each in tables.items():
         path = each._tbl_version_path
         with get_runtime().catalog.begin_xact(for_write=False, read_tvps=[path]):
             version = path.get_tbl_versions()[0].get()
             found = [
                 (column.name, column.value_expr.copy())
                 for column in version.cols_by_name.values()
-                if column.name in own[path_of(each)]
+                if column.name in own[place]
             ]
             call = version.iterator_call
         if call is not None:
             text = ', '.join(f'{name}={value}' for name, value in sorted(call.bound_args.items()))
             function = (call.it, _constants(call.bound_args))
-            yield Made(table=path_of(each), column='', expression=f'{call.it.fqn}({text})', calls=(function,))
+            yield Made(table=place, column='', expression=f'{call.it.fqn}({text})', calls=(function,))
         for name, expression in found:
             if not expression.is_valid:
                 raise StoreError(
-                    f"'{path_of(each)}.{name}' is computed by {expression}, which cannot be imported here. Run from "
+                    f"'{place}.{name}' is computed by {expression}, which cannot be imported here. Run from "
                     f'the project that holds its code, or put its folder on PYTHONPATH.'
                 )
             references = [ref.col_md for ref in expression.subexprs(ColumnRef)]
             inputs = {(paths.get(str(ref.qcolid.tbl_id), ''), ref.name) for ref in references}
             yield Made(
-                table=path_of(each),
+                table=place,
                 column=name,
                 expression=str(expression),
                 calls=tuple(_calls(expression)),

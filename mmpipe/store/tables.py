@@ -147,19 +147,23 @@ def _cell_error(row: Any, keys: list[str]) -> str:
     return f"row '{'/'.join(str(row[key]) for key in keys)}': {text}" if keys else text
 
 
-def lineage(table: Any, expression: Any) -> dict[str, dict[str, Any]]:
+def lineage(table: Any, expression: Any, known: dict[int, Any] | None = None) -> dict[str, dict[str, Any]]:
     """Every column an expression reads, the ones behind computed and iterator columns included.
 
     Args:
         table: the table or view the expression is over.
         expression: Pixeltable expression.
+        known: what was asked of tables before, for the next call: asking is dozens of queries.
 
     Returns:
         Column name to its Pixeltable metadata. An iterator's columns depend on the media columns of the table.
     """
     from pixeltable.exprs import ColumnRef
 
-    columns = table.get_metadata()['columns']
+    known = {} if known is None else known
+    if id(table) not in known:
+        known[id(table)] = table.get_metadata()['columns'], list(media_columns(table)), table
+    columns, media, _ = known[id(table)]
     found: dict[str, dict[str, Any]] = {}
     pending = [ref.col_md.name for ref in expression.subexprs(ColumnRef)]
     while pending:
@@ -169,14 +173,17 @@ def lineage(table: Any, expression: Any) -> dict[str, dict[str, Any]]:
         found[name] = columns[name]
         pending += [column for _, column in columns[name]['depends_on'] or []]
         if columns[name]['is_iterator_col']:
-            pending += media_columns(table)
+            pending += media
     return found
 
 
 def media_columns(table: Any) -> dict[str, str]:
     """Stored, non-computed media columns of a table with the kind of each: image, video, audio or document."""
-    kinds = {}
-    for name, kind in column_types(table).items():
-        if kind.is_media_type() and not table.get_metadata()['columns'][name]['is_iterator_col']:
-            kinds[name] = kind._type.name.lower()
-    return kinds
+    columns = table.get_metadata()['columns']
+    return {
+        name: kind._type.name.lower()
+        for name, kind in table._get_schema().items()
+        if name in columns
+        and kind.is_media_type()
+        and not (columns[name]['is_computed'] or columns[name]['is_iterator_col'])
+    }
