@@ -1,0 +1,45 @@
+"""Committed results name a script, a commit and a machine, and were measured whole from a clean tree."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / 'benchmarks'
+RESULTS = sorted((BENCHMARKS / 'results').glob('*.json'))
+
+
+def test_the_stages_of_the_demo_have_been_measured() -> None:
+    assert {'demo_stages', 'demo_quality'} <= {path.stem for path in RESULTS}
+
+
+@pytest.mark.parametrize('path', RESULTS, ids=[path.stem for path in RESULTS])
+def test_a_result_says_what_was_measured_where(path: Path) -> None:
+    record = json.loads(path.read_text(encoding='utf-8'))
+    assert record['benchmark'] == path.stem
+    assert (BENCHMARKS / f'{path.stem}.py').is_file()
+    assert re.fullmatch('[0-9a-f]{40}', record['commit'])
+    assert (record['dirty'], record['quick']) == (False, False)
+    assert record['machine']['cores'] >= 1
+    assert {'python', 'mmpipe', 'pixeltable', 'torch'} <= record['versions'].keys()
+    for figure in record['figures'].values():
+        assert figure['values']
+        assert figure['q1'] <= figure['median'] <= figure['q3']
+
+
+def test_the_readme_says_what_was_measured() -> None:
+    readme = ' '.join((BENCHMARKS.parent / 'README.md').read_text(encoding='utf-8').split())
+    figures = json.loads((BENCHMARKS / 'results' / 'demo_stages.json').read_text(encoding='utf-8'))['figures']
+
+    def median(name: str) -> str:
+        return f'{figures[name]["median"]:.1f} s'
+
+    ingest = [median(f'ingest, {what}') for what in ('all columns', 'nothing new', 'held-back rows')]
+    assert f'took {ingest[0]}, the same again {ingest[1]}, 34 rows more {ingest[2]}' in readme
+    frozen = [median(name) for name in ('snapshot', 'snapshot, nothing new', 'snapshot, held-back rows')]
+    assert f'freezing them took {frozen[0]}, nothing new {frozen[1]}, the 34 rows {frozen[2]}' in readme
+    share = figures['ingest photo, rate']['median'] / figures['photo, bare loop, rate']['median']
+    assert f'The photo column reached {100 * share:.0f} % of the' in readme
