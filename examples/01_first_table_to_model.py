@@ -64,7 +64,7 @@ def main(home: Path, quick: bool) -> None:
     mm.apply(plan)
 
     # 2. Ingest: every file is opened and hashed first; what is bad goes into quarantine with the reason.
-    photos = DATA / 'photos' / ('[a-b]*' if quick else '*')
+    photos = DATA / 'photos' / ('a*' if quick else '*')
     print(mm.ingest(Drawings, mm.sources.files(photos, values=about)))
     print('computed cells:', counts())
 
@@ -85,7 +85,7 @@ def main(home: Path, quick: bool) -> None:
     augmented, plain = ({'photo': mm.transforms.image(crop=56, flip=flip)} for flip in (True, False))  # on the device
     train = mm.DataLoader(snapshot.split('train'), batch_size=32, shuffle=True, transforms=augmented)
     val = mm.DataLoader(snapshot.split('val'), batch_size=256, transforms=plain)
-    trainer = mm.Trainer(epochs=3 if quick else 20, evaluate_every=20, runs=home / 'runs')
+    trainer = mm.Trainer(epochs=2 if quick else 20, evaluate_every=20, runs=home / 'runs')
     categories = list(snapshot.fields['category'].vocabulary or ())
     run = trainer.fit(build_model, train, val, args={'categories': categories})
     print(f'run {run.id}, on snapshot {run.snapshot["id"]}: {run.metrics["category"]}')

@@ -6,10 +6,16 @@ import functools
 import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 INSTALLED = {'site-packages', 'dist-packages'}
+ALIASES = {
+    'PIL': 'pillow',
+    'bs4': 'beautifulsoup4',
+    'cv2': 'opencv-python',
+    'sklearn': 'scikit-learn',
+    'yaml': 'pyyaml',
+}
 OWN = frozenset({'mmpipe', 'pipelines'})  # followed as project code, wherever they are installed
 
 
@@ -39,23 +45,32 @@ def _top_is_project(top: str) -> bool:
     paths = [Path(place).resolve() for place in places]
     if any(INSTALLED & set(path.parts) for path in paths):
         return False
-    # Elsewhere (`pip install --target`), a package's record lists its files; that of an editable project does not.
-    return not any(_installs(name, top) for name in distributions().get(top, ()))
+    # Elsewhere (`pip install --target`), the record of a package lies beside it and lists its files.
+    folders = {path.parent.parent if path.name == '__init__.py' else path.parent for path in paths}
+    return not any(_installs(record, top) for folder in folders for record in folder.glob('*.dist-info/RECORD'))
 
 
-def _installs(distribution: str, top: str) -> bool:
-    record = importlib.metadata.distribution(distribution).read_text('RECORD') or ''
-    return any(line.startswith((f'{top}/', f'{top}.')) for line in record.splitlines())
+def _installs(record: Path, top: str) -> bool:
+    lines = record.read_text(encoding='utf-8', errors='replace').splitlines()
+    return any(line.startswith((f'{top}/', f'{top}.')) for line in lines)
 
 
 @functools.cache
-def distributions() -> Mapping[str, list[str]]:
-    """Top-level module name to the distributions that install it.
+def distribution_of(top: str) -> tuple[str, str] | None:
+    """Name and version of the distribution that installs a top-level module; None where there is none.
 
-    >>> distributions()['PIL'][0].lower()
-    'pillow'
+    >>> distribution_of('PIL')[0], distribution_of('no_such_module')
+    ('pillow', None)
     """
-    return importlib.metadata.packages_distributions()
+    name = ALIASES.get(top, top)
+    try:
+        return name, importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        pass
+    # Reads the records of everything that is installed, a second's work: only for names nothing else tells.
+    for found in importlib.metadata.packages_distributions().get(top, ()):
+        return found, importlib.metadata.version(found)
+    return None
 
 
 def file_of(module: str) -> str | None:

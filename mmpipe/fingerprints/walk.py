@@ -10,7 +10,6 @@ import enum
 import fractions
 import functools
 import hashlib
-import importlib.metadata
 import importlib.util
 import re
 import sys
@@ -26,7 +25,7 @@ import numpy as np
 from mmpipe.errors import MmpipeError
 from mmpipe.fingerprints.facts import Facts, facts_of_code, facts_of_file
 from mmpipe.fingerprints.names import globals_of, making, making_in
-from mmpipe.fingerprints.places import distributions, file_of, is_project
+from mmpipe.fingerprints.places import distribution_of, file_of, is_project
 
 STANDS_FOR_CODE = '__fingerprint__'
 """A module-level constant that stands for the code of its module: raise it when what the code computes changes."""
@@ -302,10 +301,11 @@ class Walk:
         top = module.partition('.')[0]
         if top in sys.stdlib_module_names or top == 'builtins':
             return
-        for distribution in distributions().get(top, ()):
-            self.packages.setdefault(distribution, importlib.metadata.version(distribution))
-            return
-        self.unresolved.add(f'package {top} in {user}')
+        found = distribution_of(top)
+        if found is None:
+            self.unresolved.add(f'package {top} in {user}')
+        else:
+            self.packages[found[0]] = found[1]
 
     def note(self, label: str, text: str) -> None:
         """Keep the digest of a part; two with one name both count."""

@@ -115,7 +115,8 @@ def _note(pxt: Any, planned: Plan, until: dict[str, int]) -> None:
     """Record what the statements of a schema change computed."""
     changed = {(c.table, c.name) for c in planned.schema if c.action in ('add', 'alter') and c.name}
     made = {(c.table, '*') for c in planned.schema if c.action in ('create', 'recreate')} | changed
-    bases = {path_of(base_of(pxt.get_table(table))) for table, _ in made}
+    # A table that was not there had no rows to compute.
+    bases = {path_of(base_of(pxt.get_table(table))) for table, _ in made} & until.keys() if until else set()
     for base in bases:
         made |= dependents(changed, column_prints(pxt.get_table(base)))
     mark_filled(bases, made, until)
