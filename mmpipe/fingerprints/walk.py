@@ -11,6 +11,7 @@ import fractions
 import functools
 import hashlib
 import importlib.util
+import inspect
 import re
 import sys
 import types
@@ -282,7 +283,7 @@ class Walk:
     def read(self, function: Any, constants: dict[str, Any]) -> None:
         """The contents of the files that `loads` names."""
         try:
-            files = list(function.loads_files(**constants))
+            files = list(function.loads_files(**_taken(function.loads_files, constants)))
         except MmpipeError as error:
             self.unresolved.add(f'files of {name_of(function)} ({error})')
             return
@@ -312,6 +313,14 @@ class Walk:
         digest = digest_of(text)
         known = self.parts.get(label)
         self.parts[label] = digest if known in (None, digest) else digest_of(sorted((str(known), digest)))
+
+
+def _taken(function: Any, constants: dict[str, Any]) -> dict[str, Any]:
+    """The constants that a function has parameters for: a column has others that say nothing of its files."""
+    parameters = inspect.signature(function).parameters
+    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
+        return constants
+    return {name: value for name, value in constants.items() if name in parameters}
 
 
 @functools.lru_cache(maxsize=256)

@@ -76,21 +76,28 @@ class ResultCache:
 
     def get(self, key: bytes) -> bytes | None:
         """A result; None where there is none. It counts as used."""
-        with self._lock:
-            row = self._database.execute('SELECT value FROM results WHERE key = ?', (key,)).fetchone()
-            if row is None:
-                return None
-            self._database.execute('UPDATE results SET used = ? WHERE key = ?', (time.time_ns(), key))
-            return row[0]
+        try:
+            with self._lock:
+                row = self._database.execute('SELECT value FROM results WHERE key = ?', (key,)).fetchone()
+                if row is None:
+                    return None
+                self._database.execute('UPDATE results SET used = ? WHERE key = ?', (time.time_ns(), key))
+                return row[0]
+        except sqlite3.Error as error:
+            _log.warning('no result is read from %s (%s): it is computed instead', self.path, error)
+            return None
 
     def put(self, key: bytes, value: bytes) -> None:
         """Keep a result; what was longest unused goes when there is too much."""
-        with self._lock:
-            row = (key, value, len(value) + len(key), time.time_ns())
-            self._database.execute('INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?)', row)
-            self._put += 1
-            if self._put % CHECK_EVERY == 1:
-                self._shrink()
+        try:
+            with self._lock:
+                row = (key, value, len(value) + len(key), time.time_ns())
+                self._database.execute('INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?)', row)
+                self._put += 1
+                if self._put % CHECK_EVERY == 1:
+                    self._shrink()
+        except sqlite3.Error as error:  # a full disk or a damaged cache is no reason for a cell to fail
+            _log.warning('a result is not kept in %s (%s); delete the file if this goes on', self.path, error)
 
     def size(self) -> int:
         """Bytes of results that are kept."""

@@ -256,6 +256,13 @@ def test_an_edit_that_changes_no_value_is_no_alarm(project, tmp_path: Path, file
     assert before == after
 
 
+def test_constants_that_say_nothing_of_files_are_not_asked_about(project) -> None:
+    plain = project()
+    function = sys.modules['edited.functions'].value
+    assert fingerprint(function, constants={'kind': 'small', 'sizes': 3}).digest == plain.digest
+    assert 'file large.bin' in fingerprint(function, constants={'kind': 'large', 'sizes': 3}).parts
+
+
 def test_what_changed_is_named(project, tmp_path: Path) -> None:
     before = project()
     (tmp_path / D).write_text((tmp_path / D).read_text().replace('SCALE = 0.25', 'SCALE = 0.5'))

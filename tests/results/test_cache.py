@@ -111,3 +111,16 @@ def test_a_limit_that_is_no_size_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv('MMPIPE_RESULT_CACHE_GB', wrong)
         with pytest.raises(ConfigError, match='a number of gigabytes is meant'):
             cache_limit()
+
+
+def test_a_damaged_cache_fails_no_cell(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / 'results.sqlite'
+    cache = ResultCache(path, limit=10**9)
+    cache.put(b'key', b'value')
+    cache._database.execute('PRAGMA wal_checkpoint(TRUNCATE)')
+    path.write_bytes(b'no database any more' * 1000)
+    cache._database.close()
+    assert cache.get(b'key') is None
+    cache.put(b'key', b'value')
+    assert 'it is computed instead' in caplog.text
+    assert 'delete the file if this goes on' in caplog.text
