@@ -21,6 +21,7 @@ from mmpipe.store import (
     Vector,
     Written,
     base_of,
+    changes_since,
     id_of,
     live_by_span,
     live_rows,
@@ -135,6 +136,8 @@ class Book:
         if not written.updated:
             return
         made = {tuple(name.rsplit('.', 1)) for name in written.made}
+        base = path_of(self.base)
+        entered: dict[str, set[int]] = {}
         for path, column in self.prints:
             table = path.rsplit('/', 1)[-1]
             # What was made and is no computed column is made by the iterator.
@@ -142,10 +145,18 @@ class Book:
             again = any(owner == table and other not in computed for owner, other in made)
             if (table, column) in made or (not column and again):
                 self._record((path, column), written.updated)
-            elif path != path_of(self.base):
-                # A row that only now came into a view had all of its columns made.
-                entry = self._column((path, column))
-                entry.spans.fill(written.updated, entry.number(self.prints[path, column]))
+            elif written.writing.versions.get(self._ids[path]) and path != base:
+                if path not in entered:
+                    entered[path] = self._entered(path) & set(written.updated)
+                self._record((path, column), entered[path])
+
+    def _entered(self, path: str) -> set[int]:
+        """Base rows that were there at the last settling and came into a view since: all its columns were made then."""
+        since = self._vectors.get(self._ids[path])
+        if since is None:
+            return set()
+        came = {rowid[0] for rowid in changes_since(self.tables[path], since).inserted}
+        return came - {rowid[0] for rowid in changes_since(self.base, since[-1:]).inserted}
 
     def restart(self) -> None:
         """Take the versions of now as ours, after a change of the schema."""

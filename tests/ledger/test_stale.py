@@ -16,6 +16,8 @@ from mmpipe.errors import PlanError, StaleColumnError
 from mmpipe.functions import counts, reset
 from mmpipe.ledger import Book
 
+UNKNOWN = (('things', 'made'), ('things', 'other'), ('things', 'more'), ('large', 'less'))
+
 
 @pytest.fixture
 def things(directory: str, tmp_path: Path):
@@ -144,6 +146,17 @@ def test_an_update_by_mmpipe_makes_only_what_reads_the_change(
     ]
 
 
+def test_an_update_of_what_no_column_reads_records_nothing(things, directory: str, tmp_path: Path) -> None:
+    import pixeltable as pxt
+
+    pxt.get_table(f'{directory}/things').insert([{'key': 'theirs', 'x': 11}])
+    unknown = [('unrecorded', table, name, 1) for table, name in UNKNOWN]
+    assert [change[:4] for change in changes(things, directory)] == unknown
+    manifest = write_csv(tmp_path / 'b.csv', [{'key': 'theirs', 'x': 11, 'note': 'seen'}])
+    assert mm.ingest(f'{directory}/things', mm.sources.rows(manifest)).updated == 1
+    assert [change[:4] for change in changes(things, directory)] == unknown
+
+
 def test_a_row_that_enters_a_view_by_an_update_is_fresh_there(things, directory: str, tmp_path: Path) -> None:
     manifest = write_csv(tmp_path / 'a.csv', [{'key': f'k{i}', 'x': 50 if i == 0 else i} for i in range(10)])
     mm.ingest(f'{directory}/things', mm.sources.rows(manifest))
@@ -169,6 +182,7 @@ def test_an_added_and_an_altered_column_are_fresh_for_the_rows_there_are(things,
     class Things(Tables, name='things'):
         key = pxt.Column(type=pxt.String, primary_key=True)
         x: pxt.Int | None
+        note: pxt.String | None
         origin: pxt.Json | None
         made = multiplied.times(x + 1)  # noqa: F821
         more = multiplied.plus(made)

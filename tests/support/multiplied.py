@@ -38,6 +38,7 @@ def declared(directory: str):
     class Things(Tables, name='things'):
         key = pxt.Column(type=pxt.String, primary_key=True)
         x: pxt.Int | None
+        note: pxt.String | None
         origin: pxt.Json | None
         made = times(x)  # noqa: F821
         more = plus(made)
