@@ -11,9 +11,9 @@ import numpy as np
 from mmpipe.errors import LabelError
 from mmpipe.shards import Field, Snapshot
 from mmpipe.snapshots.field import FieldSpec, resolve
-from mmpipe.snapshots.read import key_expressions, key_of
+from mmpipe.snapshots.read import key_expressions, key_of, read_rows
 from mmpipe.snapshots.view import TrainingView, pooled_path
-from mmpipe.store import Rowid, narrowed, pages, select_rows
+from mmpipe.store import Rowid, narrowed, pages
 from mmpipe.store.expressions import aggregated
 
 
@@ -81,7 +81,7 @@ def grow_vocabularies(
     if view.split is not None:
         expressions['mmpipe_split'] = view.split
     for page in pages(upserts, page_rows * 16):
-        for rowid, row in select_rows(view.query, view.table, page, expressions).items():
+        for rowid, row in read_rows(view, page, expressions).items():
             for i, item in enumerate(open_fields):
                 value = row[f'v{i}']
                 words = [] if value is None else [value] if item.kind == 'label' else value

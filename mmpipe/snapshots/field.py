@@ -28,7 +28,7 @@ class FieldSpec:
         size: edge in pixels of an image field.
         fit: 'crop' or 'pad', for an image field.
         vocabulary: words of a label field; None to collect them.
-        pooled: whether the expression aggregates the rows of a component view, such as the frames of a video.
+        pooled: whether the expression aggregates rows of a component view, such as frames of a video, or a joined table.
         is_file: whether the stored value is the content of the medium's file.
     """
 
@@ -139,11 +139,11 @@ def ragged(expression: Any) -> FieldSpec:
 
 
 def pooled(aggregate: Any) -> FieldSpec:
-    """An aggregate over the rows of a component view: `mm.field.pooled(mean_pool(Frames.embedding))`.
+    """An aggregate over rows of a component view or a joined table: `mm.field.pooled(mean_pool(Frames.embedding))`.
 
     Args:
-        aggregate: Pixeltable aggregate over columns of a view made by an iterator over the snapshot's base table. A row
-            without any such rows, such as one without a video, gets null.
+        aggregate: Pixeltable aggregate over columns of a view made by an iterator over the snapshot's base table, or of
+            a table that the query joins. A row without any such rows, such as one without a video, gets null.
 
     >>> pooled('mean_pool(Frames.embedding)').pooled                        # in a view: the aggregate itself
     True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +15,8 @@ from mmpipe.snapshots.field import FieldSpec, encode_value
 from mmpipe.snapshots.view import TrainingView, pooled_path
 from mmpipe.sources.media import digest_file, stamp
 from mmpipe.sources.origin import ORIGIN, recorded
-from mmpipe.store import Rowid, path_of, primary_key, select_rows
-from mmpipe.store.expressions import column_name
+from mmpipe.store import Join, Rowid, id_of, path_of, primary_key, select_joined, select_rows
+from mmpipe.store.expressions import column_id
 
 GONE = 'is gone'
 
@@ -60,29 +60,25 @@ def read_page(
     """
     keys = key_expressions(view)
     if view.media:  # before anything is decoded: a damaged file would stop the select with an error of its own
-        heads = _select(view, page, {**keys, 'mmpipe_origin': getattr(view.table, ORIGIN)})
-        check_sources(view, {key_of(rowid, row, keys): row['mmpipe_origin'] for rowid, row in heads.items()})
+        check_sources(view, origins(view, page, keys))
     names = list(specs)
     plain = {name: f'f{i}' for i, name in enumerate(names) if not specs[name].pooled}
     expressions: dict[str, Any] = dict(keys)
     for name, column in plain.items():
         spec = specs[name]
         expressions[column] = spec.expression.localpath if spec.is_file else spec.expression
-        if column_name(spec.expression) in view.computed:
+        if column_id(spec.expression) in view.computed:
             expressions[f'e{column}'] = spec.expression.errortype
     if view.split is not None:
         expressions['mmpipe_split'] = view.split
-    found = _select(view, page, expressions)
-    pooled: dict[str, dict[Rowid, dict[str, Any]]] = {}
-    for path, table in view.pooled.items():
-        mine = {f'f{i}': specs[n].expression for i, n in enumerate(names) if pooled_of(view, specs[n]) == path}
-        pooled[path] = select_rows(table, table, sorted({rowid[:1] for rowid in found}), mine, pooled=True)
+    found = read_rows(view, page, expressions)
+    pooled = {path: _pooled(view, specs, path, found) for path in view.pooled}
     result = {}
     for rowid, row in found.items():
         values: dict[str, Any] = {}
         for i, name in enumerate(names):
             over = pooled_of(view, specs[name])
-            values[name] = (row if over is None else pooled[over].get(rowid[:1], {})).get(f'f{i}')
+            values[name] = (row if over is None else pooled[over].get(rowid, {})).get(f'f{i}')
         failed = [name for name, column in plain.items() if row.get(f'e{column}') is not None]
         split = row.get('mmpipe_split') or ''
         result[rowid] = PageRow(key=key_of(rowid, row, keys), split=split, values=values, failed=failed)
@@ -92,26 +88,83 @@ def read_page(
     return result
 
 
+def read_rows(view: TrainingView, page: Sequence[Rowid], expressions: Mapping[str, Any]) -> dict[Rowid, dict[str, Any]]:
+    """Values of expressions for the rows of a page that are in the view: the filter and inner joins let them through.
+
+    Raises:
+        SnapshotError: an expression raised.
+    """
+    many = [join for join in view.joins if not join.unique]
+    found = _select(view, page, {**expressions, **{name: left for join in many for name, left in _on(join).items()}})
+    for join in many:
+        if join.how == 'inner':
+            there = select_joined(join, [_key(join, row) for row in found.values()], {}, pooled=True)
+            found = {rowid: row for rowid, row in found.items() if _key(join, row) in there}
+    return found
+
+
+def _on(join: Join) -> dict[str, Any]:
+    """Expressions of what a row is joined by, to select beside others and to give to `_key`."""
+    return {f'mmpipe_on_{id_of(join.table)}_{i}'.replace('-', '_'): left for i, left in enumerate(join.left)}
+
+
+def _key(join: Join, row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in _on(join))
+
+
+def _pooled(
+    view: TrainingView, specs: Mapping[str, FieldSpec], path: str, rows: Mapping[Rowid, Mapping[str, Any]]
+) -> dict[Rowid, dict[str, Any]]:
+    """Values of the fields that are pooled from one table, by row; none for a row without partners there."""
+    table = view.pooled[path]
+    mine = {f'f{i}': spec.expression for i, spec in enumerate(specs.values()) if pooled_of(view, spec) == path}
+    join = next((join for join in view.joins if join.table is table), None)
+    if join is None:
+        found = select_rows(table, table, sorted({rowid[:1] for rowid in rows}), mine, pooled=True)
+        return {rowid: found[rowid[:1]] for rowid in rows if rowid[:1] in found}
+    joined = select_joined(join, [_key(join, row) for row in rows.values()], mine, pooled=True)
+    return {rowid: joined[_key(join, row)][0] for rowid, row in rows.items() if _key(join, row) in joined}
+
+
+def origins(view: TrainingView, page: Sequence[Rowid], keys: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """(row key, path of the table, `origin` there) of all rows whose files the rows of a page are made from."""
+    tables = {path: table for path, table in view.sources().items() if path in view.media}
+    many = {path_of(join.table): join for join in view.joins if not join.unique and path_of(join.table) in tables}
+    plain = {f'o{i}': getattr(tables[path], ORIGIN) for i, path in enumerate(tables) if path not in many}
+    found = read_rows(view, page, {**keys, **plain})
+    for i, path in enumerate(tables):
+        if path not in many:
+            yield from ((key_of(rowid, row, keys), path, row[f'o{i}']) for rowid, row in found.items())
+            continue
+        join = many[path]
+        joined = select_joined(
+            join, [_key(join, row) for row in found.values()], {'o': getattr(join.table, ORIGIN)}, pooled=False
+        )
+        for rowid, row in found.items():
+            for each in joined.get(_key(join, row), ()):
+                yield key_of(rowid, row, keys), path, each['o']
+
+
 def pooled_of(view: TrainingView, spec: FieldSpec) -> str | None:
-    """Path of the component view a field is pooled from; None for a plain field."""
+    """Path of the table a field is pooled from; None for a plain field."""
     return pooled_path(view.pooled, spec) if spec.pooled else None
 
 
-def check_sources(view: TrainingView, rows: Mapping[str, Any]) -> None:
+def check_sources(view: TrainingView, rows: Iterable[tuple[str, str, Any]]) -> None:
     """Refuse rows whose files are not what was ingested.
 
     Args:
         view: the training view.
-        rows: row key to the row's `origin`.
+        rows: as `origins` gives them.
 
     Raises:
         SourceChangedError: a file is gone or holds other bytes; names the rows and files.
     """
     changed = []
     checked: dict[str, str] = {}  # the frames of a video share its file
-    for key, origin in rows.items():
+    for key, path, origin in rows:
         for column, item in recorded({ORIGIN: origin}).items():
-            if column not in view.media:
+            if column not in view.media[path]:
                 continue
             if item['path'] not in checked:
                 checked[item['path']] = _difference(Path(item['path']), item)

@@ -112,12 +112,16 @@ def snapshot(
     read where no row is a candidate.
 
     Args:
-        query: bound table class, table, view, or `.where(...)` of one.
+        query: bound table class, table, view, or a Pixeltable query of rows of one: `.where(...)`, and `.join(...)` of
+            other tables by columns that are equal, inner or left. Where the columns hold the joined table's primary
+            key, its columns are fields like others; else its rows are aggregated by pooled fields. A change on either
+            side costs the rows it is joined to.
         root: local directory of the shards, one per training view.
         fields: field name to Pixeltable expression or `mm.field` declaration.
         split: string expression with each row's split; the column `split` when there is one.
         full: compare every row with what is stored, whatever the feed says; still only those that differ are written.
-            Nothing needs it in the ordinary course: it repairs after changes that Pixeltable does not record.
+            It repairs after changes that Pixeltable does not record, and queries with `order_by`, `limit` or `sample`
+            need it, since whether a row is in them depends on others.
         allow_stale: take computed columns with rows that other code made, too.
         page_rows: rows read from Pixeltable at a time.
         wait_s: how long to wait for another writer of this root, in seconds.
@@ -127,7 +131,7 @@ def snapshot(
         The open snapshot, and counts of what was written.
 
     Raises:
-        SchemaError: a class that is not bound, or a query with more than a filter.
+        SchemaError: a class that is not bound, or a query through which changes cannot be followed.
         FieldError: a field whose type needs a choice, or whose rows differ in shape; names field and row.
         LabelError: a label outside a declared vocabulary; names field, row and word.
         StaleColumnError: a column that a field, the filter or the split reads holds rows that other code, parameters,
@@ -147,9 +151,10 @@ def snapshot(
         raise ConfigError(
             f"root='{root}': this version writes snapshots to local directories only; sync the directory after"
         )
-    view = training_view(query, fields, split)
+    view = training_view(query, fields, split, whole=full)
     if not allow_stale:
-        refuse_stale(view.table, view.columns())
+        for table, columns in view.columns():
+            refuse_stale(table, columns)
     with root_lock(root, wait_s=wait_s):
         for _ in range(ATTEMPTS):
             before = view.vectors()

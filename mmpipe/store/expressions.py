@@ -6,22 +6,24 @@ from typing import Any
 
 from mmpipe.errors import SchemaError
 from mmpipe.store.engine import start
-from mmpipe.store.tables import table_of, table_of_query
+from mmpipe.store.tables import table_of, table_of_id
 
-CLAUSES = ('select_list', 'group_by_clause', 'order_by_clause', 'limit_val', 'offset_val', 'sample_clause')
+NEVER = ('select_list', 'group_by_clause')
+WHOLE = ('order_by_clause', 'limit_val', 'offset_val', 'sample_clause')
 
 
-def source_of(query: Any) -> tuple[Any, Any]:
+def source_of(query: Any, *, whole: bool = False) -> tuple[Any, Any]:
     """The table that a query reads, and what to select rows from.
 
     Args:
-        query: bound table class, table, view, path, or `.where(...)` of a table or view.
+        query: bound table class, table, view, path, or a query of rows of one: filtered, joined.
+        whole: take one whose rows depend on each other, too: ordered, limited or sampled.
 
     Returns:
         (table or view, the query itself or the table).
 
     Raises:
-        SchemaError: a class that is not bound, a query made before its class was, or one with more than a filter.
+        SchemaError: a class that is not bound, a query made before its class was, or one that is no query of rows.
     """
     pxt = start()
     from pixeltable.catalog.model.query import ModelQuery
@@ -34,13 +36,24 @@ def source_of(query: Any) -> tuple[Any, Any]:
     if not isinstance(query, pxt.Query):
         table = table_of(query)
         return table, table
-    used = [clause.rsplit('_', 1)[0] for clause in CLAUSES if getattr(query, clause) is not None]
-    if used or len(query._from_clause.tbls) != 1 or query._from_clause.join_clauses:
+    used = [clause.rsplit('_', 1)[0] for clause in NEVER if getattr(query, clause) is not None]
+    if used:
         raise SchemaError(
-            f'a snapshot takes a table, a view or a `.where(...)` of one; this query has {", ".join(used) or "join"}. '
-            f'Name the fields in fields=, and put the rest into a view.'
+            f'a snapshot takes the rows of a table, a view, a `.where(...)` or a `.join(...)` of them; this query has '
+            f'{", ".join(used)}. Name the fields in fields=, aggregates as mm.field.pooled(...), the rest in a view.'
         )
-    return table_of_query(query), query
+    if chosen_by(query) and not whole:
+        raise SchemaError(
+            f'which rows this query has depends on other rows ({chosen_by(query)}), so that a change of one cannot be '
+            f'followed. Filter by columns instead, or pass full=True to compare every row each time.'
+        )
+    return table_of_id(query._from_clause.tbls[0].tbl_id), query
+
+
+def chosen_by(query: Any) -> str:
+    """The parts of a query by which its rows depend on each other, in words; '' for a query without."""
+    used = [clause for clause in WHOLE if getattr(query, clause, None) is not None]
+    return ', '.join(f'{clause.rsplit("_", 1)[0]} {getattr(query, clause)}' for clause in used)
 
 
 def filter_of(query: Any) -> Any:
@@ -71,9 +84,9 @@ def id_of(table: Any) -> str:
     return str(table._tbl_path.tbl_id)
 
 
-def column_name(expression: Any) -> str | None:
-    """Name of the column that an expression is; None for one that computes something."""
-    return expression.col_md.name if expression.is_column_ref else None
+def column_id(expression: Any) -> tuple[str, str] | None:
+    """(id of the table that holds it, name) of the column that an expression is; None for one that computes."""
+    return (str(expression.col_md.qcolid.tbl_id), expression.col_md.name) if expression.is_column_ref else None
 
 
 def aggregated(expression: Any) -> Any:

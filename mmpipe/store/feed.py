@@ -120,6 +120,37 @@ def changes_since(table: Any, since: Vector | None) -> Changes:
         )
 
 
+def values_since(table: Any, columns: Sequence[Any], rowids: Sequence[Rowid], since: Vector) -> list[list[Any]]:
+    """Every value that stored columns of some rows have had since a version vector, those of deleted rows included.
+
+    Args:
+        table: a table or view.
+        columns: references to stored columns of it or its bases.
+        rowids: the rows.
+        since: an earlier `version_vector` of it.
+
+    Returns:
+        Per column the different values, without null.
+    """
+    versions = {entry[0]: entry[1] for entry in since}
+    firsts = sorted({rowid[0] for rowid in rowids})
+    found: list[list[Any]] = []
+    with _read(table) as connection:
+        chain = {str(tv.id): tv for tv in _chain(table)}
+        for column in columns:
+            owner = str(column.col_md.qcolid.tbl_id)
+            store, value = chain[owner].store_tbl, chain[owner].cols_by_name[column.col_md.name].sa_col
+            seen: set[Any] = set()
+            for start in range(0, len(firsts), LOOKUP_ROWS):
+                part = firsts[start : start + LOOKUP_ROWS]
+                query = sql.select(value).where(
+                    store.rowid_columns()[0].in_(part), store.v_max_col > versions[owner], value.is_not(None)
+                )
+                seen |= {row[0] for row in connection.execute(query.distinct())}
+            found.append(sorted(seen))
+    return found
+
+
 def _visible_at(connection: Any, store: Any, key: Any, rowids: Sequence[Rowid], version: int) -> set[Rowid]:
     found: set[Rowid] = set()
     for start in range(0, len(rowids), LOOKUP_ROWS):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mmpipe.store.expressions import filter_of
 from mmpipe.store.feed import Rowid, rowid_width
 
 
@@ -26,7 +27,7 @@ def select_rows(
     """Values of expressions for the given rows of a query.
 
     Args:
-        query: `pxt.Query` over `table` with nothing but a filter, or the table itself.
+        query: `pxt.Query` over `table` with a filter, and joins that give a row one partner at most; or the table.
         table: the table or view the query reads.
         rowids: which rows; when `pooled`, rowids of the base table, whose component rows are aggregated.
         expressions: output name to Pixeltable expression; aggregates when `pooled`.
@@ -59,8 +60,25 @@ def select_rows(
 
 def narrowed(query: Any, table: Any, condition: Any) -> Any:
     """A query over a table with one more condition; Pixeltable refuses a second `where`."""
-    clause = getattr(query, 'where_clause', None)
-    return table.where(condition if clause is None else clause & condition)
+    clause = filter_of(query)
+    return unfiltered(query, table).where(condition if clause is None else clause & condition)
+
+
+def unfiltered(query: Any, table: Any) -> Any:
+    """A query with its joins alone; the table itself where there are none."""
+    if not getattr(query, '_from_clause', None) or not query._from_clause.join_clauses:
+        return table
+    from pixeltable import Query
+
+    return Query(from_clause=query._from_clause)
+
+
+def rowids_of(query: Any, table: Any) -> list[Rowid]:
+    """Rowids of the rows that a query has, sorted; one whose rows depend on each other is run whole."""
+    names = {f'mmpipe_rowid_{i}': part for i, part in enumerate(rowid_expressions(table))}
+    # Pixeltable orders joined rows only by what is selected.
+    order = {f'mmpipe_order_{i}': by for i, (by, _) in enumerate(getattr(query, 'order_by_clause', None) or ())}
+    return sorted({tuple(row[name] for name in names) for row in query.select(**names, **order).collect()})
 
 
 def pages(rowids: Sequence[Rowid], size: int) -> Iterator[Sequence[Rowid]]:

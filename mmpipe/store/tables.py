@@ -44,12 +44,16 @@ def table_of(source: Any) -> Any:
     raise SchemaError(f"{source!r:.80} is not a table. Give a table class, a pxt.Table or a path like 'shop/products'.")
 
 
-def table_of_query(query: Any) -> Any:
-    """The table or view that a query without joins reads."""
+def table_of_id(table_id: Any) -> Any:
+    """The table or view with an id, as queries have it.
+
+    Raises:
+        SchemaError: there is none any more.
+    """
     start()
     from pixeltable.runtime import get_runtime
 
-    table = get_runtime().catalog.get_table_by_id(query._from_clause.tbls[0].tbl_id)
+    table = get_runtime().catalog.get_table_by_id(table_id)
     if table is None:
         raise SchemaError('the table of this query is gone from the catalog: make the query again')
     return table
@@ -152,7 +156,7 @@ def lineage(table: Any, expression: Any, known: dict[int, Any] | None = None) ->
 
     Args:
         table: the table or view the expression is over.
-        expression: Pixeltable expression.
+        expression: Pixeltable expression; columns of other tables in it, which a join brought, are left out.
         known: what was asked of tables before, for the next call: asking is dozens of queries.
 
     Returns:
@@ -162,10 +166,10 @@ def lineage(table: Any, expression: Any, known: dict[int, Any] | None = None) ->
 
     known = {} if known is None else known
     if id(table) not in known:
-        known[id(table)] = table.get_metadata()['columns'], list(media_columns(table)), table
-    columns, media, _ = known[id(table)]
+        known[id(table)] = table.get_metadata()['columns'], list(media_columns(table)), _ids_in_chain(table), table
+    columns, media, chain, _ = known[id(table)]
     found: dict[str, dict[str, Any]] = {}
-    pending = [ref.col_md.name for ref in expression.subexprs(ColumnRef)]
+    pending = [ref.col_md.name for ref in expression.subexprs(ColumnRef) if ref.col_md.qcolid.tbl_id in chain]
     while pending:
         name = pending.pop()
         if name in found or name not in columns:
@@ -174,6 +178,14 @@ def lineage(table: Any, expression: Any, known: dict[int, Any] | None = None) ->
         pending += [column for _, column in columns[name]['depends_on'] or []]
         if columns[name]['is_iterator_col']:
             pending += media
+    return found
+
+
+def _ids_in_chain(table: Any) -> set[Any]:
+    found = set()
+    while table is not None:
+        found.add(table._tbl_path.tbl_id)
+        table = table.get_base_table()
     return found
 
 
