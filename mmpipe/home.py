@@ -92,6 +92,15 @@ def cache_dir() -> Path:
     return home_dir() / 'cache'
 
 
+def shard_cache_dir() -> Path:
+    """Where shards of object stores are kept while they are read; safe to delete when nothing reads them.
+
+    >>> shard_cache_dir().parts[-2:]
+    ('cache', 'shards')
+    """
+    return cache_dir() / 'shards'
+
+
 def media_dir() -> Path:
     """Where files of remote sources are kept, by their content; Pixeltable refers to them, so they are not to delete.
 

@@ -1,25 +1,23 @@
 """Remove what no kept snapshot needs: old snapshots, replaced shards, and what a killed writer left.
 
 A snapshot that is being written has files that nothing refers to yet. They are younger than the grace period: a file
-that is written is new, and one that is there already and taken again is made young (`mmpipe.shards.files.renew`).
+that is written is new, and one that is there already and taken again is made young (`mmpipe.shards.root.Root.renew`).
 Heads go first, so a collection that is stopped leaves no snapshot that lacks a part.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mmpipe.errors import ConfigError
 from mmpipe.shards import manifest as manifests
+from mmpipe.shards.root import Entry, Root, root_of
 
 GRACE_S = 3600.0
-HEADS_FIRST = ('manifests/*.json', 'manifests/*', 'versions/*', 'masks/*', 'shards/*', '.*.tmp')
 OURS = re.compile(r'[0-9a-f]{32}\.arrow|[0-9a-f]{16}\.json|\..+\.tmp')
 
 
@@ -56,7 +54,7 @@ class Collected:
 
 
 def collect(
-    root: str | Path,
+    root: str | Path | Root,
     *,
     keep: int = 1,
     also: Collection[str] = (),
@@ -70,12 +68,13 @@ def collect(
     younger than the grace period. Files that mmpipe did not write are left alone.
 
     Args:
-        root: directory of the snapshots.
+        root: directory or URL of the snapshots.
         keep: how many of the newest snapshots stay, the current one among them or not.
         also: ids of further snapshots that stay.
         runs: directory of the runs; the project's when None. Each of them names the snapshot it was trained on.
         grace_s: age in seconds below which nothing is removed: longer than it takes to write a snapshot, unless writers
-            are held off, as `mmpipe gc` does where there is Pixeltable.
+            are held off, as `mmpipe gc` does where there is Pixeltable. On an object store it is the store's clock that
+            says when a file was written, and this machine's that says how long that is ago.
         dry_run: only say what would be removed.
 
     Returns:
@@ -96,25 +95,25 @@ def collect(
     """
     if keep < 0:
         raise ConfigError(f'keep={keep}: give the number of newest snapshots to keep, 0 for the current one alone')
-    root = Path(root)
+    root = root_of(root)
     latest = manifests.latest_id(root)
-    heads = {identity: manifests.load_head(root, identity) for identity in manifests.ids(root)}
+    heads = manifests.load_heads(root)
+    there = {folder: root.entries(folder) for folder in root.folders}
     newest = sorted(heads, key=lambda identity: heads[identity]['created'], reverse=True)
-    young = {identity for identity in heads if not _older(root / manifests.head_path(identity), grace_s)}
+    written = {identity: there['manifests'].get(manifests.head_path(identity)) for identity in heads}
+    young = {identity for identity, entry in written.items() if not _older(entry, grace_s)}
     kept = {*newest[:keep], *also, *_named_by_runs(runs), *young} & heads.keys() | ({latest} if latest else set())
     needed = set().union(*(manifests.files_of(root, identity) for identity in kept))
     removed: list[str] = []
     size = 0
-    for path in dict.fromkeys(path for pattern in HEADS_FIRST for path in root.glob(pattern)):
-        name = path.relative_to(root).as_posix()
-        if name in needed or not OURS.fullmatch(path.name) or not _older(path, grace_s):
-            continue
-        size += path.stat().st_size
-        removed.append(name)
-        if not dry_run:
-            path.unlink(missing_ok=True)
+    for group in _heads_first(there):
+        ours = [name for name in group if OURS.fullmatch(name.rpartition('/')[2])]
+        names = [name for name in ours if name not in needed and _older(group[name], grace_s)]
+        gone = names if dry_run else root.remove(names, grace_s=grace_s)
+        removed += gone
+        size += sum(group[name].size for name in gone)
     return Collected(
-        root=str(root),
+        root=root.text,
         kept=tuple(identity for identity in newest if identity in kept),
         removed=tuple(identity for identity in newest if manifests.head_path(identity) in removed),
         files=tuple(removed),
@@ -123,11 +122,20 @@ def collect(
     )
 
 
-def _older(path: Path, seconds: float) -> bool:
-    try:
-        return time.time() - os.stat(path).st_mtime >= seconds
-    except FileNotFoundError:
-        return False
+def _heads_first(there: Mapping[str, Mapping[str, Entry]]) -> Iterator[Mapping[str, Entry]]:
+    """The files of a root in the order in which they are removed."""
+    for folder, entries in there.items():
+        heads = {name: entry for name, entry in entries.items() if name.endswith('.json')}
+        rest = {name: entry for name, entry in entries.items() if name not in heads}
+        if folder:
+            yield heads
+            yield rest
+        else:  # right in the root lies the pointer, and what a stopped move of it left
+            yield {name: entry for name, entry in rest.items() if name.startswith('.') and name.endswith('.tmp')}
+
+
+def _older(entry: Entry | None, seconds: float) -> bool:
+    return entry is not None and entry.older(seconds)
 
 
 def _named_by_runs(folder: str | Path | None) -> set[str]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from mmpipe.shards.field import DIGEST_BYTES, Field, content_digest, encode
 from mmpipe.shards.files import NewFile
 from mmpipe.shards.manifest import Shard
+from mmpipe.shards.root import Root
 
 BATCH_BYTES = 64 << 20  # values gathered in memory before they are written
 PATCH_SHARE = 4  # a patch holds at most this part of the rows of its block
@@ -73,7 +74,7 @@ class ColumnWriter:
         old: the snapshot that holds its present values; None for a field that is new.
     """
 
-    def __init__(self, root: Path, field: Field, *, block: int, rows: int, old: Stored | None) -> None:
+    def __init__(self, root: str | Path | Root, field: Field, *, block: int, rows: int, old: Stored | None) -> None:
         self.field, self.block, self.rows = field, block, rows
         self._names = [field.name, f'_digest.{field.name}']
         self._old = old

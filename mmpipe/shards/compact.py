@@ -10,23 +10,23 @@ import pyarrow as pa
 
 from mmpipe.errors import ShardError
 from mmpipe.shards import files
-from mmpipe.shards import manifest as manifests
 from mmpipe.shards.column import pick
 from mmpipe.shards.manifest import Shard
 from mmpipe.shards.reader import Snapshot, open_snapshot
+from mmpipe.shards.root import Moved, Root, root_of
 from mmpipe.shards.writer import BLOCK_BYTES, commit
 
 SYSTEM = ('_key', '_hash', '_split', '_rowid')
 
 
-def compact(root: str | Path, *, block_bytes: int = BLOCK_BYTES) -> Snapshot:
+def compact(root: str | Path | Root, *, block_bytes: int = BLOCK_BYTES) -> Snapshot:
     """Make one snapshot of full blocks out of the current one: same rows, same values, same order.
 
     Rows that were masked and values that were replaced take no more room in it; `collect` removes the old shards once
     no kept snapshot needs them. The next `mm.snapshot` goes on from it. Needs memory for a few times `block_bytes`.
 
     Args:
-        root: directory of the snapshots. Hold off whoever else writes it, as `mmpipe gc --compact` does.
+        root: directory or URL of the snapshots. Hold off whoever else writes it, as `mmpipe gc --compact` does.
         block_bytes: size of a full block. Blocks of half of it and more stay as they are, unless something in them is
             masked or replaced.
 
@@ -46,12 +46,15 @@ def compact(root: str | Path, *, block_bytes: int = BLOCK_BYTES) -> Snapshot:
     >>> snapshot.rows().keys.tolist(), len(snapshot.manifest.shards), len(snapshot.manifest.dropped)
     (['a', 'c'], 1, 0)
     """
-    old = open_snapshot(root)
+    root = root_of(root)
+    root.make_writable()
+    pointer = root.latest()
+    old = open_snapshot(root, None if pointer is None else pointer.id)
     there: dict[int, list[Shard]] = {}
     for shard in old.manifest.shards:
         there.setdefault(shard.block, []).append(shard)
     tidy = {block for block, shards in there.items() if _tidy(old, shards)}
-    work = _Blocks(old, Path(root), block_bytes)
+    work = _Blocks(old, root, block_bytes)
     shards: list[Shard] = []
     for group in _groups(there, tidy, block_bytes):
         index = 1 + max((shard.block for shard in shards), default=-1)
@@ -61,19 +64,24 @@ def compact(root: str | Path, *, block_bytes: int = BLOCK_BYTES) -> Snapshot:
             shards += work.write(group, index)
     if {shard.path for shard in shards} == {shard.path for shard in old.manifest.shards}:
         return old
-    if manifests.latest_id(Path(root)) != old.id:
-        raise ShardError(f"'{root}' got another snapshot than {old.id} while that was compacted: compact again")
     blocks = 1 + max((shard.block for shard in shards), default=-1)
-    return commit(
-        root,
-        old.manifest.fields,
-        shards,
-        source=old.manifest.source,
-        splits=old.splits,
-        parent=old.id,
-        versions=old.versions,
-        changes={'compacted': f'{len(there)} blocks into {blocks}, without {len(old.manifest.dropped)} masked rows'},
-    )
+    said = f'{len(there)} blocks into {blocks}, without {len(old.manifest.dropped)} masked rows'
+    try:
+        return commit(
+            root,
+            old.manifest.fields,
+            shards,
+            source=old.manifest.source,
+            splits=old.splits,
+            parent=old.id,
+            versions=old.versions,
+            changes={'compacted': said},
+            after=pointer,
+        )
+    except Moved:
+        raise ShardError(
+            f"'{root.text}' got another snapshot than {old.id} while that was compacted: compact again"
+        ) from None
 
 
 def _groups(there: Mapping[int, Sequence[Shard]], tidy: Collection[int], block_bytes: int) -> list[list[int]]:
@@ -93,7 +101,7 @@ def _tidy(old: Snapshot, shards: Sequence[Shard]) -> bool:
         return False
     for shard in shards:
         listed = {name for field in shard.fields if field != '_key' for name in (field, f'_digest.{field}')}
-        with pa.memory_map(str(Path(old.root) / shard.path)) as source:
+        with pa.memory_map(str(old.local(shard))) as source:
             if set(pa.ipc.open_file(source).schema.names) != listed | ({*SYSTEM} if '_key' in shard.fields else set()):
                 return False
     return True
@@ -102,7 +110,7 @@ def _tidy(old: Snapshot, shards: Sequence[Shard]) -> bool:
 class _Blocks:
     """Writes live rows of old blocks as new ones, one block in memory at a time."""
 
-    def __init__(self, old: Snapshot, root: Path, block_bytes: int) -> None:
+    def __init__(self, old: Snapshot, root: Root, block_bytes: int) -> None:
         self.old, self.root, self.block_bytes = old, root, block_bytes
         self.names = [*SYSTEM, *(name for field in old.fields for name in (field, f'_digest.{field}'))]
         self.live = old.rows().places

@@ -5,15 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from mmpipe.durable import make_folders, sync_directory, write_bytes
-
-RENEW_S = 600.0  # seconds after which a file that is taken again is made young
+from mmpipe.shards.root import Root, root_of
 
 
 def sha256_of(data: bytes | memoryview) -> str:
@@ -25,7 +22,7 @@ def sha256_of(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def put(root: Path, folder: str, data: Any, suffix: str) -> tuple[str, str]:
+def put(root: str | Path | Root, folder: str, data: Any, suffix: str) -> tuple[str, str]:
     """Store bytes under their digest, whole or not at all.
 
     Args:
@@ -37,28 +34,12 @@ def put(root: Path, folder: str, data: Any, suffix: str) -> tuple[str, str]:
     Returns:
         Path relative to the root, and the SHA-256. A whole file that is there already is kept.
     """
+    root = root_of(root)
     sha = sha256_of(data)
     path = f'{folder}/{sha[:32]}{suffix}'
-    target = root / path
-    if not renew(target, memoryview(data).nbytes):
-        write_bytes(target, data)
+    if not root.renew(path, memoryview(data).nbytes):
+        root.write(path, data, sha256=sha if folder == 'shards' else None)
     return path, sha
-
-
-def renew(path: Path, size: int) -> bool:
-    """Whether a file of that size is there; if so it counts as young again, for it is about to be referred to.
-
-    >>> import tempfile
-    >>> renew(Path(tempfile.mkdtemp()) / 'a', 1)
-    False
-    """
-    try:
-        found = os.stat(path)
-        if found.st_size == size and time.time() - found.st_mtime > RENEW_S:
-            os.utime(path)
-    except FileNotFoundError:
-        return False
-    return found.st_size == size
 
 
 class NewFile:
@@ -70,10 +51,9 @@ class NewFile:
         suffix: file name ending, with the dot.
     """
 
-    def __init__(self, root: Path, folder: str, suffix: str) -> None:
-        self.root, self.folder, self.suffix = root, folder, suffix
-        make_folders(root / folder)
-        self._temporary = root / folder / f'.{secrets.token_hex(8)}.tmp'
+    def __init__(self, root: str | Path | Root, folder: str, suffix: str) -> None:
+        self.root, self.folder, self.suffix = root_of(root), folder, suffix
+        self._temporary = self.root.workspace(folder) / f'.{secrets.token_hex(8)}.tmp'
         self._file = open(self._temporary, 'xb')  # noqa: SIM115 (closed by keep or abandon)
         self._digest = hashlib.sha256()
         self._size = 0
@@ -95,12 +75,7 @@ class NewFile:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        target = self.root / path
-        if renew(target, self._size):
-            self._temporary.unlink()
-        else:
-            os.replace(self._temporary, target)
-            sync_directory(target.parent)
+        self.root.keep(self._temporary, path, size=self._size, sha256=sha)
         return path, sha, self._size
 
     def abandon(self) -> None:

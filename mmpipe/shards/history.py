@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from mmpipe.shards import manifest as manifests
 from mmpipe.shards.reader import Snapshot
+from mmpipe.shards.root import Root, root_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,11 +162,11 @@ class LogEntry:
         return f'{mark} {self.id}  {self.created[:19]}Z  {self.rows:>9,} rows  {"; ".join(said) or "no change"}'
 
 
-def log(root: str | Path) -> tuple[LogEntry, ...]:
+def log(root: str | Path | Root) -> tuple[LogEntry, ...]:
     """The snapshots of a root, newest first. Reads only the heads of their manifests.
 
     Args:
-        root: directory of the snapshots.
+        root: directory or URL of the snapshots.
 
     Returns:
         One entry per snapshot that can be opened by its id; none for a root without any.
@@ -181,9 +182,9 @@ def log(root: str | Path) -> tuple[LogEntry, ...]:
     >>> [(entry.rows, entry.latest, dict(entry.changes)) for entry in log(root)]
     [(2, True, {'inserted': 2}), (1, False, {'inserted': 1})]
     """
-    root = Path(root)
+    root = root_of(root)
     latest = manifests.latest_id(root)
-    heads = {identity: manifests.load_head(root, identity) for identity in manifests.ids(root)}
+    heads = manifests.load_heads(root)
     return tuple(
         LogEntry(
             id=identity,

@@ -12,29 +12,31 @@ system columns (`_key`, `_hash`, `_split`, `_rowid`); a field that was added or 
 its own beside it. A shard that lists `_row` is a *patch*: it holds a field of a few rows of the block, which take the
 place of theirs. A digest lies beside its value. A field counts only where it is listed: what else a file holds was
 replaced. Sample order is block order, then row order. Everything but LATEST and versions/ is immutable and named by
-its content. Versions stand apart because tables get new ones without any change of content; each state of such a file
-is true of its snapshot, so it is written before the pointer, and losing it costs a look at every row.
+its content; on an object store `latest/` takes the place of LATEST (`mmpipe.shards.objects`). Versions stand apart
+because tables get new ones without any change of content; each state of such a file is true of its snapshot, so it is
+written before the pointer, and losing it costs a look at every row.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from mmpipe.durable import write_bytes, write_json
 from mmpipe.errors import ShardError
 from mmpipe.shards.field import Field
-from mmpipe.shards.files import put, renew, sha256_of, table_bytes
+from mmpipe.shards.files import put, sha256_of, table_bytes
+from mmpipe.shards.root import Moved, Pointer, Root, root_of
 
 FORMAT = 'mmpipe-shards'
 VERSION = 1
+MOVES = 16  # of a pointer that is to be moved wherever it is, while others move it too
 
 SHARD_LIST = pa.schema(
     [
@@ -92,11 +94,19 @@ class Manifest:
     id: str = dataclass_field(default='', compare=False)
 
 
-def save(root: Path, manifest: Manifest) -> str:
-    """Write a manifest and move LATEST to it: the commit. What is there already is not written again.
+def save(root: Root, manifest: Manifest, after: Pointer | Literal['any'] | None = 'any') -> str:
+    """Write a manifest and move the pointer to it: the commit. What is there already is not written again.
+
+    Args:
+        root: snapshot root.
+        manifest: what to commit.
+        after: the pointer as it was when the snapshot was begun; 'any' to move it wherever it is.
 
     Returns:
         The snapshot id, 16 hex digits.
+
+    Raises:
+        Moved: the pointer is another one than `after` by now, and not of this very snapshot.
     """
     _whole_blocks(manifest.shards, [item.name for item in manifest.fields], 'to be written')
     _check_files(root, manifest.shards, 'to be written')
@@ -115,33 +125,49 @@ def save(root: Path, manifest: Manifest) -> str:
         'splits': manifest.splits,
     }
     identity = _checksum(content)[:16]
-    head_file = root / head_path(identity)
-    if head_file.exists():
-        renew(head_file, head_file.stat().st_size)
+    head_file = root.entry(head_path(identity))
+    if head_file is not None:  # as it was committed first
+        if not root.renew(head_path(identity), head_file.size):
+            root.write(head_path(identity), root.read(head_path(identity)))
     else:
         about = {name: getattr(manifest, name) for name in ('parent', 'created', 'changes')}
         head = {'id': identity, **content, **about}
         head['checksum'] = _checksum(head)
-        write_bytes(head_file, json.dumps(head, indent=1).encode())
+        root.write(head_path(identity), json.dumps(head, indent=1).encode())
     if manifest.versions and manifest.versions != load_versions(root, identity):
         content = {'versions': manifest.versions, 'checksum': _checksum(manifest.versions)}
-        write_json(_versions_file(root, identity), content)
-    if latest_id(root) != identity:
-        write_bytes(root / 'LATEST', (identity + '\n').encode())
+        root.write(versions_path(identity), (json.dumps(content, indent=2, allow_nan=False) + '\n').encode())
+    _move(root, identity, after)
     return identity
 
 
-def load_versions(root: Path, identity: str) -> dict[str, Any]:
+def _move(root: Root, identity: str, after: Pointer | Literal['any'] | None) -> None:
+    for left in reversed(range(MOVES)):
+        now = root.latest() if after == 'any' else after
+        if now is not None and now.id == identity:
+            return
+        try:
+            return root.move(identity, now)
+        except Moved:
+            now = root.latest()
+            if now is not None and now.id == identity:  # two writers, one content
+                return
+            if after != 'any' or not left:
+                raise
+
+
+def load_versions(root: str | Path | Root, identity: str) -> dict[str, Any]:
     """Versions of the tables a snapshot is pinned to; empty where the file is missing or damaged."""
     try:
-        found = json.loads(_versions_file(root, identity).read_text())
+        found = json.loads(root_of(root).read(versions_path(identity)))
         return found['versions'] if _checksum(found['versions']) == found['checksum'] else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
-def _versions_file(root: Path, identity: str) -> Path:
-    return root / 'versions' / f'{identity}.json'
+def versions_path(identity: str) -> str:
+    """Path of the table versions of a snapshot, relative to the root."""
+    return f'versions/{identity}.json'
 
 
 def head_path(identity: str) -> str:
@@ -149,47 +175,54 @@ def head_path(identity: str) -> str:
     return f'manifests/{identity}.json'
 
 
-def files_of(root: Path, identity: str) -> set[str]:
+def files_of(root: str | Path | Root, identity: str) -> set[str]:
     """Paths of all files a snapshot needs, relative to the root.
 
     Raises:
         ShardError: no such snapshot, or damage that hides what it needs.
     """
+    root = root_of(root)
     head = load_head(root, identity)
     shards = _read_checked(root, head['shards'])['path'].to_pylist()
-    versions = _versions_file(root, identity).relative_to(root).as_posix()
-    return {head_path(identity), versions, head['shards']['path'], head['dropped']['path'], *shards}
+    return {head_path(identity), versions_path(identity), head['shards']['path'], head['dropped']['path'], *shards}
 
 
 def _checksum(content: Any) -> str:
     return sha256_of(json.dumps(content, sort_keys=True).encode())
 
 
-def latest_id(root: Path) -> str | None:
+def latest_id(root: str | Path | Root) -> str | None:
     """Id of the current snapshot of a root; None when nothing was committed there."""
-    try:
-        return (root / 'LATEST').read_text(errors='replace').strip() or None
-    except FileNotFoundError:
-        return None
-    except NotADirectoryError:
-        raise ShardError(f"'{root}' is a file, and a snapshot root is a directory: name the directory") from None
+    pointer = root_of(root).latest()
+    return None if pointer is None else pointer.id
 
 
-def load_head(root: Path, identity: str) -> dict[str, Any]:
+def load_head(root: Root, identity: str) -> dict[str, Any]:
     """Read and check the head of a manifest: all but its lists of shards and of dropped rows.
 
     Raises:
         ShardError: no such snapshot, a checksum that does not match, or another format version.
     """
-    path = root / head_path(identity)
     try:
-        head = json.loads(path.read_text())
-        checksum = head.pop('checksum')
+        content = root.read(head_path(identity))
     except FileNotFoundError:
         have = ', '.join(ids(root)) or 'none'
         raise ShardError(
-            f"no snapshot '{identity}' in '{root}'; there: {have}. Open one of these, or the latest."
+            f"no snapshot '{identity}' in '{root.text}'; there: {have}. Open one of these, or the latest."
         ) from None
+    return _head(root.at(head_path(identity)), content)
+
+
+def load_heads(root: Root) -> dict[str, dict[str, Any]]:
+    """The heads of all snapshots of a root, by their ids; as `load_head`."""
+    found = root.read_many([head_path(identity) for identity in ids(root)])
+    return {_id_of(name): _head(root.at(name), content) for name, content in found.items()}
+
+
+def _head(path: str, content: bytes) -> dict[str, Any]:
+    try:
+        head = json.loads(content)
+        checksum = head.pop('checksum')
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ShardError(
             f"'{path}' is not a manifest ({error}). Restore the file, or open an older snapshot by id."
@@ -204,12 +237,16 @@ def load_head(root: Path, identity: str) -> dict[str, Any]:
     return head
 
 
-def ids(root: Path) -> list[str]:
+def ids(root: str | Path | Root) -> list[str]:
     """Ids of the snapshots of a root, in alphabetical order."""
-    return sorted(path.stem for path in (root / 'manifests').glob('*.json'))
+    return sorted(_id_of(name) for name in root_of(root).entries('manifests') if name.endswith('.json'))
 
 
-def load(root: Path, identity: str | None = None) -> Manifest:
+def _id_of(name: str) -> str:
+    return name.rpartition('/')[2].removesuffix('.json')
+
+
+def load(root: Root, identity: str | None = None) -> Manifest:
     """Read and check a manifest.
 
     Args:
@@ -217,14 +254,18 @@ def load(root: Path, identity: str | None = None) -> Manifest:
         identity: snapshot id; the latest when None.
 
     Raises:
-        ShardError: no such snapshot, a checksum that does not match, a missing shard, or another format version.
+        ShardError: no such snapshot, a checksum that does not match, or another format version; in a directory a
+            missing shard too, which on an object store is found when it is read.
     """
     identity = identity or latest_id(root)
     if identity is None:
-        raise ShardError(f"no snapshot in '{root}'. Write one with mm.snapshot(...) or `mmpipe snapshot PIPELINE`.")
+        raise ShardError(
+            f"no snapshot in '{root.text}'. Write one with mm.snapshot(...) or `mmpipe snapshot PIPELINE`."
+        )
     head = load_head(root, identity)
-    shard_table = _read_checked(root, head['shards'])
-    dropped = _read_checked(root, head['dropped'])
+    parts = root.read_many([head['shards']['path'], head['dropped']['path']])
+    shard_table = _checked(root, head['shards'], parts)
+    dropped = _checked(root, head['dropped'], parts)
     columns = shard_table.to_pydict()
     shards = tuple(
         Shard(**{**dict(zip(columns, row, strict=True)), 'fields': tuple(row[2])})
@@ -232,7 +273,8 @@ def load(root: Path, identity: str | None = None) -> Manifest:
     )
     fields = tuple(Field.from_json(item) for item in head['fields'])
     shards = _whole_blocks(shards, [item.name for item in fields], identity)
-    _check_files(root, shards, identity)
+    if not root.remote:
+        _check_files(root, shards, identity)
     return Manifest(
         fields=fields,
         shards=shards,
@@ -247,13 +289,13 @@ def load(root: Path, identity: str | None = None) -> Manifest:
     )
 
 
-def _check_files(root: Path, shards: Sequence[Shard], identity: str) -> None:
+def _check_files(root: Root, shards: Sequence[Shard], identity: str) -> None:
+    sizes = root.sizes({shard.path for shard in shards})
     for shard in shards:
-        file = root / shard.path
-        if not file.is_file() or file.stat().st_size != shard.bytes:
+        if sizes.get(shard.path) != shard.bytes:
             raise ShardError(
-                f"shard '{file}' of snapshot '{identity}' is missing or has not its {shard.bytes} bytes. "
-                f'Restore it, or write the snapshot again into a new root.'
+                f"shard '{root.at(shard.path)}' of snapshot '{identity}' is missing or has not its "
+                f'{shard.bytes} bytes. Restore it, or write the snapshot again into a new root.'
             )
 
 
@@ -283,12 +325,14 @@ def _whole_blocks(shards: Sequence[Shard], names: Sequence[str], identity: str) 
     return tuple(shards)
 
 
-def _read_checked(root: Path, entry: dict[str, Any]) -> pa.Table:
-    file = root / entry['path']
-    try:
-        data = file.read_bytes()
-    except FileNotFoundError:
-        raise ShardError(f"'{file}' is missing. Restore it, or open an older snapshot by id.") from None
+def _read_checked(root: Root, entry: dict[str, Any]) -> pa.Table:
+    return _checked(root, entry, root.read_many([entry['path']]))
+
+
+def _checked(root: Root, entry: dict[str, Any], parts: Mapping[str, bytes]) -> pa.Table:
+    file, data = root.at(entry['path']), parts.get(entry['path'])
+    if data is None:
+        raise ShardError(f"'{file}' is missing. Restore it, or open an older snapshot by id.")
     if sha256_of(data) != entry['sha256']:
         raise ShardError(f"'{file}' does not match its digest. Restore it, or open an older snapshot by id.")
     return pa.ipc.open_file(pa.BufferReader(data)).read_all()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,28 +11,31 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmpipe.errors import ConfigError, DataError, ShardError
+from mmpipe.errors import DataError, ShardError
 from mmpipe.shards import manifest as manifests
 from mmpipe.shards.column import one_array, pick
 from mmpipe.shards.field import Column, Field
 from mmpipe.shards.manifest import Manifest, Shard
+from mmpipe.shards.root import Root, root_of
 
 if TYPE_CHECKING:
     from mmpipe.shards.history import SnapshotDiff
 
 
-def open_snapshot(root: str | Path, id: str | None = None) -> Snapshot:
+def open_snapshot(root: str | Path | Root, id: str | None = None) -> Snapshot:
     """Open a training snapshot. Needs no database: only the shards are read.
 
     Args:
-        root: the directory given to `mm.snapshot`.
+        root: the directory or URL given to `mm.snapshot`. Of an object store only the manifest is read here; a shard
+            is fetched when something in it is read first, and kept in the project's `.mmpipe/cache/shards`.
         id: snapshot id; the latest when None.
 
     Returns:
         The snapshot; it can be pickled, and maps its files on first use in whichever process that is.
 
     Raises:
-        ShardError: no snapshot there, or damaged files.
+        ShardError: no snapshot there, damaged files, or a store that cannot be read.
+        MissingExtraError: the package that speaks to the store is not installed.
 
     >>> from mmpipe.shards import Block, write_snapshot
     >>> fields = [Field(name='price', kind='scalar', dtype='float32')]
@@ -47,21 +48,19 @@ def open_snapshot(root: str | Path, id: str | None = None) -> Snapshot:
     ...
     mmpipe.errors.ShardError: no snapshot in 'nowhere'. Write one with mm.snapshot(...) or `mmpipe snapshot PIPELINE`.
     """
-    if '://' in str(root):
-        raise ConfigError(
-            f"'{root}': this version reads snapshots from local directories only; copy it to a disk first"
-        )
-    return Snapshot(str(root), manifests.load(Path(root), id))
+    root = root_of(root)
+    return Snapshot(root, manifests.load(root, id))
 
 
 class Snapshot:
     """An immutable set of rows, named by its content.
 
     Args:
-        root: directory of the shards.
+        root: where the shards are.
         manifest: what `mmpipe.shards.manifest.load` read there.
 
     Attributes:
+        root: directory or URL of the shards.
         id: 16 hex digits, a digest of the content.
         fields: the fields by name.
         splits: rows per split.
@@ -69,8 +68,9 @@ class Snapshot:
             first; the newest versions known to hold what it holds, and empty for rows that came from no table.
     """
 
-    def __init__(self, root: str, manifest: Manifest) -> None:
-        self.root = root
+    def __init__(self, root: Root, manifest: Manifest) -> None:
+        self.place = root
+        self.root = root.text
         self.manifest = manifest
         self.id = manifest.id
         self.fields: dict[str, Field] = {item.name: item for item in manifest.fields}
@@ -87,7 +87,7 @@ class Snapshot:
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_snapshot, (os.path.abspath(self.root), self.id)
+        return open_snapshot, (self.place.absolute(), self.id)
 
     def __len__(self) -> int:
         return len(self._live)
@@ -108,10 +108,18 @@ class Snapshot:
         rows = np.arange(len(live)) - np.repeat(starts, counts)
         return np.stack([np.repeat(blocks, counts), rows], axis=1)[live]
 
+    def local(self, shard: Shard) -> Path:
+        """The local file of a shard; of an object store a copy, fetched where there is none.
+
+        Raises:
+            ShardError: it is missing or damaged.
+        """
+        return self.place.local(shard.path, size=shard.bytes, sha256=shard.sha256)
+
     def _table(self, shard: Shard) -> pa.Table:
         table = self._tables.get(shard.path)
         if table is None:
-            source = pa.memory_map(str(Path(self.root) / shard.path))
+            source = pa.memory_map(str(self.local(shard)))
             table = self._tables[shard.path] = pa.ipc.open_file(source).read_all()
         return table
 
@@ -208,11 +216,13 @@ class Snapshot:
             ShardError: a shard's bytes changed since it was written.
         """
         for shard in self.manifest.shards:
-            with open(Path(self.root) / shard.path, 'rb') as file:
-                found = hashlib.file_digest(file, 'sha256').hexdigest()
+            try:
+                found = self.place.digest(shard.path)
+            except FileNotFoundError:
+                found = 'missing'
             if found != shard.sha256:
                 raise ShardError(
-                    f"shard '{Path(self.root) / shard.path}' of snapshot {self.id} does not match its digest. "
+                    f"shard '{self.place.at(shard.path)}' of snapshot {self.id} does not match its digest. "
                     f'Restore it, or write the snapshot again into a new root.'
                 )
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from mmpipe.shards import manifest as manifests
 from mmpipe.shards.field import DIGEST_BYTES, Field, content_digest, encode
 from mmpipe.shards.manifest import Manifest, Shard
 from mmpipe.shards.reader import Snapshot, open_snapshot
+from mmpipe.shards.root import Pointer, Root, root_of
 
 BLOCK_BYTES = 64 << 20  # rows gathered in memory before they are written as one shard
 NO_ROWS_DROPPED = np.zeros((0, 2), dtype=np.int64)
@@ -51,11 +52,11 @@ def key_hash(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), 'little')
 
 
-def write_block(root: str | Path, fields: Sequence[Field], block: Block, *, index: int) -> Shard:
+def write_block(root: str | Path | Root, fields: Sequence[Field], block: Block, *, index: int) -> Shard:
     """Write one block of rows as one shard.
 
     Args:
-        root: snapshot root, a local directory.
+        root: snapshot root: a directory, or a URL of an object store.
         fields: what the columns hold.
         block: the rows.
         index: number of the block in the snapshot.
@@ -83,13 +84,13 @@ def write_block(root: str | Path, fields: Sequence[Field], block: Block, *, inde
         digests = (block.digests or {}).get(field.name) or [content_digest(field, value) for value in values]
         names[f'_digest.{field.name}'] = pa.array(digests, type=pa.binary(DIGEST_BYTES))
     data = files.table_bytes(pa.table(names))
-    path, sha = files.put(Path(root), 'shards', data, '.arrow')
+    path, sha = files.put(root, 'shards', data, '.arrow')
     listed = ('_key', *(field.name for field in fields))
     return Shard(block=index, path=path, fields=listed, rows=count, bytes=data.size, sha256=sha)
 
 
 def commit(
-    root: str | Path,
+    root: str | Path | Root,
     fields: Sequence[Field],
     shards: Sequence[Shard],
     *,
@@ -99,6 +100,7 @@ def commit(
     parent: str | None = None,
     versions: Mapping[str, Any] | None = None,
     changes: Mapping[str, Any] | None = None,
+    after: Pointer | Literal['any'] | None = 'any',
 ) -> Snapshot:
     """Make the given shards the current snapshot of a root, in one pointer write.
 
@@ -112,13 +114,19 @@ def commit(
         parent: id of the snapshot this one extends.
         versions: versions of the tables the rows were read at, as JSON values; no part of the content.
         changes: counts for `mm.log`, as JSON values; no part of the content.
+        after: the pointer of the root as it was when the snapshot was begun, to commit only on top of that; 'any' to
+            commit on top of whatever is there.
 
     Returns:
         The snapshot. Committing the same content again gives the same id, and writes nothing but other versions.
+
+    Raises:
+        ShardError: a shard is missing; `mmpipe.shards.root.Moved` when the pointer is another one than `after` by now.
     """
     order = np.lexsort((dropped[:, 1], dropped[:, 0]))
+    root = root_of(root)
     identity = manifests.save(
-        Path(root),
+        root,
         Manifest(
             fields=tuple(fields),
             shards=tuple(sorted(shards, key=lambda s: (s.block, s.path))),
@@ -130,6 +138,7 @@ def commit(
             changes=dict(changes or {}),
             versions=dict(versions or {}),
         ),
+        after,
     )
     return open_snapshot(root, identity)
 

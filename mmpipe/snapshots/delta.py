@@ -14,7 +14,6 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from mmpipe.shards import Block, Field, Snapshot, write_block
 from mmpipe.shards.column import ColumnWriter
 from mmpipe.shards.field import content_digest
 from mmpipe.shards.manifest import Shard
+from mmpipe.shards.root import Root
 from mmpipe.shards.writer import BLOCK_BYTES
 from mmpipe.snapshots.read import PageRow, size_of
 from mmpipe.store import Rowid
@@ -88,7 +88,7 @@ class Delta:
         anew: names of the fields that the old snapshot has not, or has in another form.
     """
 
-    root: Path
+    root: Root
     fields: list[Field]
     old: Old
     anew: frozenset[str] = frozenset()

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from mmpipe.cores import cores
-from mmpipe.errors import ConfigError, FieldError, LabelError, SnapshotError, StoreError
+from mmpipe.errors import BusyError, FieldError, LabelError, SnapshotError, StoreError
 from mmpipe.ledger import refuse_stale
 from mmpipe.shards import Snapshot, commit, open_snapshot
-from mmpipe.shards.manifest import latest_id
+from mmpipe.shards.root import Moved, Root, place_of, root_of
 from mmpipe.snapshots.delta import Delta, Old, text_of
 from mmpipe.snapshots.describe import describe, grow_vocabularies, written_anew
 from mmpipe.snapshots.field import FieldSpec
@@ -116,7 +116,8 @@ def snapshot(
             other tables by columns that are equal, inner or left. Where the columns hold the joined table's primary
             key, its columns are fields like others; else its rows are aggregated by pooled fields. A change on either
             side costs the rows it is joined to.
-        root: local directory of the shards, one per training view.
+        root: directory of the shards, or URL of a folder in an object store (`s3://bucket/shop`); one per training
+            view.
         fields: field name to Pixeltable expression or `mm.field` declaration.
         split: string expression with each row's split; the column `split` when there is one.
         full: compare every row with what is stored, whatever the feed says; still only those that differ are written.
@@ -138,7 +139,9 @@ def snapshot(
             weights or inputs made; names table, column, rows and the command.
         SourceChangedError: a file was overwritten or removed since it was ingested; names rows and files.
         SnapshotError: no rows, or a table that others keep writing.
-        BusyError: another process is writing this root, for longer than `wait_s`.
+        BusyError: another process is writing this root, for longer than `wait_s`, or others keep committing to it.
+        ConfigError: a store that cannot keep two writers apart.
+        ShardError: a store that cannot be read or written.
 
     >>> fields = {'price': Products.price, 'kind': mm.field.label(Products.kind)}  # doctest: +SKIP
     >>> report = mm.snapshot(Products.where(Products.price > 1), root='shards', fields=fields)  # doctest: +SKIP
@@ -147,47 +150,55 @@ def snapshot(
     >>> mm.snapshot(Products.where(Products.price > 1), root='shards', fields=fields).written  # doctest: +SKIP
     0
     """
-    if '://' in str(root):
-        raise ConfigError(
-            f"root='{root}': this version writes snapshots to local directories only; sync the directory after"
-        )
+    place = root_of(root)
+    place.make_writable()
+    moved = False
     view = training_view(query, fields, split, whole=full)
     if not allow_stale:
         for table, columns in view.columns():
             refuse_stale(table, columns)
-    with root_lock(root, wait_s=wait_s):
+    with root_lock(place, wait_s=wait_s):
         for _ in range(ATTEMPTS):
             before = view.vectors()
             try:
-                report = _attempt(view, before, Path(root), full, page_rows, progress)
+                report = _attempt(view, before, place, full, page_rows, progress)
             except (FieldError, LabelError) as error:
                 raise type(error)(f"'{path_of(view.table)}': {error}") from error
+            except Moved:  # a writer that shares no lock with this one was first: again, on top of its snapshot
+                moved = True
+                continue
             if report is not None:
                 return report
+    if moved:
+        raise BusyError(
+            f"'{place.text}' got snapshots of other writers during {ATTEMPTS} attempts to write one. Run it again, or "
+            f'let one of them write at a time.'
+        )
     raise SnapshotError(
         f"'{path_of(view.table)}' changed during each of {ATTEMPTS} attempts to read it. Pause the writer, then retry."
     )
 
 
-def root_lock(root: str | Path, *, wait_s: float = 60.0) -> AbstractContextManager[None]:
+def root_lock(root: str | Path | Root, *, wait_s: float = 60.0) -> AbstractContextManager[None]:
     """What holds off other writers of a root while a `with` block runs.
 
     Args:
-        root: directory of the shards.
+        root: directory or URL of the shards.
         wait_s: how long to wait for another writer, in seconds.
 
     Raises:
         BusyError: another process is writing this root, for longer than `wait_s`.
     """
-    return writer_lock(f'snapshot:{Path(root).resolve()}', wait_s=wait_s)
+    return writer_lock(f'snapshot:{place_of(root)}', wait_s=wait_s)
 
 
 def _attempt(
-    view: TrainingView, vectors: Mapping[str, Vector], root: Path, full: bool, page_rows: int, progress: Progress | None
+    view: TrainingView, vectors: Mapping[str, Vector], root: Root, full: bool, page_rows: int, progress: Progress | None
 ) -> SnapshotReport | None:
     """Write what changed; None when the tables moved meanwhile, so that the rows read may be of two versions."""
     definition = view.definition()
-    previous = open_snapshot(root) if latest_id(root) is not None else None
+    pointer = root.latest()
+    previous = open_snapshot(root, pointer.id) if pointer is not None else None
     whole = _why_whole(definition, previous, full)
     upserts, gone, lost = _candidates(view, None if whole else previous)
     whole = whole or lost
@@ -229,6 +240,7 @@ def _attempt(
         parent=previous.id if previous is not None else None,
         versions={path: [list(entry) for entry in vector] for path, vector in vectors.items()},
         changes=delta.changes(),
+        after=pointer,
     )
     return SnapshotReport(
         snapshot=made, table=path_of(view.table), inserted=delta.inserted, updated=delta.updated, dropped=delta.masked,

@@ -129,8 +129,10 @@ def test_asking_for_what_is_not_there_names_what_is(tmp_path):
         snapshot.rows().read('photo')
     with pytest.raises(ShardError, match=f"no snapshot 'abc' in .*; there: {snapshot.id}"):
         open_snapshot(tmp_path, 'abc')
-    with pytest.raises(ConfigError, match='local directories'):
-        open_snapshot('s3://bucket/shards')
+    with pytest.raises(ConfigError, match='is a chain of URLs'):
+        open_snapshot('simplecache::s3://bucket/shards')
+    with pytest.raises(ConfigError, match='pass it as a str'):
+        open_snapshot(Path('s3://bucket/shards'))
 
 
 def damage(path: Path, how: str) -> None:

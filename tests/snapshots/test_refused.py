@@ -144,7 +144,7 @@ def test_calls_that_cannot_work_are_refused_with_the_next_move(declared):
         mm.field.image(N.x, size=0)
     with pytest.raises(FieldError, match='not a list of different words'):
         mm.field.label(N.text, vocabulary=['a', 'a'])
-    with pytest.raises(ConfigError, match='local directories'):
-        declared.freeze(root='s3://bucket/x')
+    with pytest.raises(ConfigError, match='refuse to write an object twice'):
+        declared.freeze(root='ftp://host/x')
     with pytest.raises(SnapshotError, match='is pooled, but its columns are not of a view with an iterator'):
         declared.freeze(fields={'x': mm.field.pooled(mm.functions.mean_pool(spread(N.x)))})

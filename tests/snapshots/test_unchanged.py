@@ -91,18 +91,18 @@ def test_lost_or_damaged_versions_cost_a_look_at_every_row_and_nothing_else(decl
 
 
 def test_a_crash_before_the_pointer_moves_leaves_versions_that_are_true_of_their_snapshots(declared, monkeypatch):
-    from mmpipe.shards import manifest
+    from mmpipe.shards import root
 
     first = declared.freeze().snapshot
     declared.table.where(declared.table.key == 'k3').update({'x': 50})
-    write_bytes = manifest.write_bytes
+    write_bytes = root.write_bytes
 
     def crash(path, data):
         if path.name == 'LATEST':
             raise KeyboardInterrupt
         write_bytes(path, data)
 
-    monkeypatch.setattr(manifest, 'write_bytes', crash)
+    monkeypatch.setattr(root, 'write_bytes', crash)
     with pytest.raises(KeyboardInterrupt):
         declared.freeze()
     monkeypatch.undo()
