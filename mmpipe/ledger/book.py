@@ -4,6 +4,7 @@
 
 A row that mmpipe did not write has no span, and is *unrecorded*: never taken for fresh. So has one whose write was
 committed when the process died before this did. What others wrote is found by the versions of rows, at O(change).
+An iterator alone counts as run by the code that finds its rows: it cannot be run again for some of them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mmpipe.errors import StaleColumnError, StoreError
-from mmpipe.ledger.prints import ColumnName, Print, column_prints
+from mmpipe.ledger.prints import UNFILLED, UNKNOWN, ColumnName, Print, column_prints
 from mmpipe.ledger.spans import Spans
 from mmpipe.store import (
     Vector,
@@ -36,6 +37,7 @@ from mmpipe.store import (
 DIRECTORY = 'mmpipe'
 TABLE = f'{DIRECTORY}/ledger'
 KEEP_SHARE = 20  # storing takes a twentieth of the time at most
+RATE_ROWS = 32  # a rate of fewer rows is mostly of what is loaded before the first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ class ColumnState:
         column: its name; '' for the iterator that makes the rows of a component view.
         fresh: rows made as the code is now.
         stale: rows made otherwise.
-        unrecorded: rows that mmpipe did not write.
+        unrecorded: rows that mmpipe did not write; none for an iterator.
         why: what has changed since the stale ones were made.
     """
 
@@ -96,6 +98,7 @@ class Book:
         self._columns: dict[tuple[str, str], _Column] = {}  # by table id and column
         self._vectors: dict[str, Vector] = {}  # by table id
         self._ours: dict[str, list[range]] = {}
+        self._rates: dict[str, list[float]] = {}  # rows and their seconds in the last run, by table id and column
         self._kept, self._cost = time.monotonic(), 0.0
         self._ids = {path: id_of(each) for path, each in self.tables.items()}
         self._stored = _read(self._ids[path_of(self.base)])
@@ -105,6 +108,7 @@ class Book:
             self._columns[table_id, column] = _Column(prints, Spans(content['spans']))
         for table_id, vector in self._stored.get('vectors', {}).items():
             self._vectors[table_id] = tuple(tuple(entry) for entry in vector)
+        self._rates |= self._stored.get('rates', {})
 
     def settle(self) -> None:
         """Take the record from rows that others wrote since the last time, all columns of such a row alike."""
@@ -114,17 +118,35 @@ class Book:
             ours = self._ours.pop(table_id, [])
             if since is None:
                 self._vectors[table_id] = version_vector(table)
+                if (path, '') in self.prints:
+                    self._suppose((path, ''), live_rows(table, 0, 2**62))
                 continue
             try:
                 rows, now = written_since(table, since, ours)
             except StoreError:  # reverted: whatever is recorded may be of rows that are gone
                 rows, now = None, version_vector(table)
-            for (owner, _), column in self._columns.items():
+            for (owner, name), column in self._columns.items():
                 if owner == table_id and rows is None:
                     column.spans = Spans()
-                elif owner == table_id and rows:
+                elif owner == table_id and rows and name:
                     column.spans.remove(rows)
+            if rows and (path, '') in self.prints:
+                self._suppose((path, ''), rows)
             self._vectors[table_id] = now
+
+    def _suppose(self, name: ColumnName, rows: Collection[int]) -> None:
+        """Take rows that others brought into a component view for made by the iterator of now.
+
+        It cannot be run again for some rows alone, so that no plan could make them while they are unrecorded, and an
+        edit of it would never be noticed. Where another iterator is recorded, nobody knows which of the two ran.
+        """
+        column, now = self._column(name), self.prints[name]
+        older = {label for label, each in enumerate(column.prints) if each.digest != now.digest}
+        either = [row for row in rows if column.spans.label(row) in older]
+        if len(either) < len(rows):
+            column.spans.put(set(rows) - set(either), column.number(now))
+        if either:
+            column.spans.put(either, column.number(UNKNOWN))
 
     def record(self, written: Written) -> None:
         """Note what a write of ours made: new rows as the code is now, and what was computed again for old ones."""
@@ -166,6 +188,31 @@ class Book:
         """Columns were made for all base rows below a row id."""
         for name in columns:
             self._record(name, range(until))
+
+    def unfilled(self, columns: Iterable[tuple[str, str]], until: int) -> None:
+        """Columns are about to be added, empty for all base rows below a row id.
+
+        Args:
+            columns: (path, name) of each.
+            until: the row id.
+        """
+        for name in columns:
+            column = self._column(name)
+            column.spans.put(range(until), column.number(UNFILLED))
+
+    def took(self, path: str, column: str, rows: int, seconds: float) -> None:
+        """Note what rows cost: those of a column computed again, or, without a column, rows with all of theirs."""
+        name = f'{self._ids[path]}.{column}'
+        if rows >= RATE_ROWS or (rows and name not in self._rates):
+            self._rates[name] = [rows, round(seconds, 3)]
+
+    def seconds(self, path: str, column: str, rows: int) -> tuple[float | None, bool]:
+        """Seconds that rows of a column may take by the last run's rate, and whether it is of all columns together."""
+        for name in (column, ''):
+            known = self._rates.get(f'{self._ids[path if name else path_of(self.base)]}.{name}')
+            if known is not None:
+                return rows * known[1] / known[0], not name
+        return None, False
 
     def trust(self, columns: Iterable[ColumnName], until: int) -> None:
         """Take rows below a row id that nobody recorded for made as the code is now."""
@@ -236,7 +283,7 @@ class Book:
         vectors = {
             key: [list(entry) for entry in vector] for key, vector in sorted(self._vectors.items()) if key in known
         }
-        return {'columns': columns, 'vectors': vectors}
+        return {'columns': columns, 'vectors': vectors, 'rates': self._rates}
 
     def _column(self, name: ColumnName) -> _Column:
         return self._columns.setdefault((self._ids[name[0]], name[1]), _Column())

@@ -46,8 +46,19 @@ class Print:
         >>> new.why(Print(digest='a', parts={'expression': '1', 'code of shop.f': '1'}, packages={}))
         'expression changed'
         """
+        if older == UNKNOWN:
+            return 'others wrote rows around a change of it'
+        if older == UNFILLED:
+            return 'not computed yet'
         words = Fingerprint(digest='', parts=self.parts, packages={}).changes(older.parts)
         return '; '.join(words[:3]) + (f' and {len(words) - 3} more' if len(words) > 3 else '')
+
+
+UNKNOWN = Print(digest='', parts={}, packages={})
+"""Of rows that one code or another made, so that no code finds them fresh."""
+
+UNFILLED = Print(digest='none', parts={}, packages={})
+"""Of rows that were there when a column was added: it is empty for them until it is computed."""
 
 
 def column_prints(table: Any) -> dict[ColumnName, Print]:
@@ -108,3 +119,20 @@ def dependents(columns: Iterable[ColumnName], prints: Mapping[ColumnName, Print]
         if not more:
             return found - given
         found |= more
+
+
+def inputs_of(column: ColumnName, prints: Mapping[ColumnName, Print]) -> set[ColumnName]:
+    """Columns that a column reads, directly or not.
+
+    >>> read = Print(digest='', parts={'input shop/a.x': ''}, packages={})
+    >>> inputs_of(('shop/a', 'y'), {('shop/a', 'y'): read, ('shop/a', 'x'): Print(digest='', parts={}, packages={})})
+    {('shop/a', 'x')}
+    """
+    found: set[ColumnName] = set()
+    waiting = [column]
+    while waiting:
+        parts = prints[waiting.pop()].parts
+        more = [name for name in prints if f'input {name[0]}.{name[1]}' in parts and name not in found]
+        found.update(more)
+        waiting += more
+    return found
