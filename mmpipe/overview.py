@@ -12,6 +12,7 @@ from mmpipe.ledger import Book, ColumnState
 from mmpipe.pipeline import runs_of
 from mmpipe.shards import open_snapshot
 from mmpipe.shards.manifest import latest_id
+from mmpipe.shards.root import root_of
 from mmpipe.sources import quarantined
 from mmpipe.store import base_of, cell_errors, path_of, tables_in
 from mmpipe.wording import how_many
@@ -130,13 +131,13 @@ def status(directory: str, *, root: str | Path | None = None) -> Status:
                 },
             )
         )
-    root = Path(root or shards_dir(directory))
+    place = root_of(root or shards_dir(directory))
     current = None
-    if latest_id(root) is not None:
-        snapshot = open_snapshot(root)
-        current = {'id': snapshot.id, 'root': str(root), 'rows': len(snapshot), 'splits': dict(snapshot.splits)}
+    if latest_id(place) is not None:
+        snapshot = open_snapshot(place)
+        current = {'id': snapshot.id, 'root': place.text, 'rows': len(snapshot), 'splits': dict(snapshot.splits)}
     runs = tuple(
         {'id': run.id, 'status': run.status, 'snapshot': run.snapshot['id'], 'metrics': run.metrics}
-        for run in runs_of(root)
+        for run in runs_of(place.text)
     )
     return Status(directory=directory, tables=tuple(tables), snapshot=current, runs=runs, unknown=tuple(unknown))

@@ -162,10 +162,12 @@ def runs_of(root: str | Path) -> list[Run]:
     """The runs that were trained on snapshots of a root, oldest first.
 
     Args:
-        root: directory of the snapshots; the runs have its last part as their name.
+        root: directory or URL of the snapshots; the runs have its last part as their name.
 
     >>> runs_of('/nowhere/shop')
     []
     """
-    place = Path(root).resolve()
-    return [run for run in map(open_run, list_runs(place.name)) if Path(run.snapshot['root']) == place]
+    from mmpipe.shards.root import place_of  # here, since `mmpipe --help` needs no numpy
+
+    place = place_of(root)
+    return [run for run in map(open_run, list_runs(Path(place).name)) if run.snapshot['root'] == place]

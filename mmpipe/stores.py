@@ -35,13 +35,13 @@ def file_system(url: str, options: Mapping[str, Any] | None = None, *, move: str
         MissingExtraError: the package that speaks to the store is not installed.
         ConfigError: the store cannot be opened, or nobody knows it.
 
-    >>> file_system('memory://bucket/a', move='check it')[1]
+    >>> file_system('Memory://bucket/a', move='check it')[1]
     '/bucket/a'
     """
     import fsspec
 
     try:
-        return fsspec.url_to_fs(url, **dict(options or {}))
+        return fsspec.url_to_fs(f'{protocol_of(url)}://{url.partition("://")[2]}', **dict(options or {}))
     except ImportError as error:
         package = STORES.get(protocol_of(url))
         if package is None:

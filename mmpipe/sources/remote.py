@@ -11,16 +11,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mmpipe.errors import BadInputError, ConfigError, MissingExtraError, SourceError
+from mmpipe.errors import BadInputError, SourceError
 from mmpipe.home import media_dir
 from mmpipe.sources.objects import Objects
 from mmpipe.sources.record import Bad, Record
 from mmpipe.sources.web import Network, download
+from mmpipe.stores import STORES, file_system, protocol_of, what
 
-STORES = {
-    's3': 's3fs', 's3a': 's3fs', 'gs': 'gcsfs', 'gcs': 'gcsfs', 'az': 'adlfs', 'abfs': 'adlfs', 'abfss': 'adlfs',
-    'memory': 'fsspec',
-}  # fmt: skip
 WEB = ('http', 'https')
 THREADS, PAGE = 16, 64
 PIECE = 4 << 20
@@ -41,11 +38,7 @@ def is_web(text: object) -> bool:
     >>> is_web('https://host/a.jpg'), is_web('s3://bucket/a.jpg')
     (True, False)
     """
-    return is_url(text) and _protocol(str(text)) in WEB
-
-
-def _protocol(url: str) -> str:
-    return url.partition('://')[0].lower()
+    return is_url(text) and protocol_of(str(text)) in WEB
 
 
 def split_pattern(pattern: str) -> tuple[str, str]:
@@ -98,7 +91,7 @@ class Store:
         Raises:
             BadInputError: another protocol, a chain of them, or http without being allowed.
         """
-        protocol = _protocol(url)
+        protocol = protocol_of(url)
         if is_web(url) and not self.allow_urls:
             raise BadInputError('is a URL: download it and give the path, or give allow_urls=True')
         if (protocol not in STORES and protocol not in WEB) or '::' in url:
@@ -134,7 +127,7 @@ class Store:
         try:
             found = system.glob(f'{folder}/{rest}', detail=True) if rest else system.find(folder, detail=True)
         except Exception as error:
-            raise SourceError(f"'{pattern}' cannot be listed ({_what(error)}): check name, rights, network") from error
+            raise SourceError(f"'{pattern}' cannot be listed ({what(error)}): check name, rights, network") from error
         if not found:  # a prefix that is not there looks like one that is empty
             raise SourceError(f"there is nothing at '{pattern}': check the name, or add the objects")
         listed = self._patterns[pattern] = {}
@@ -178,7 +171,7 @@ class Store:
         except FileNotFoundError:
             raise BadInputError('does not exist: add the object, or correct the path') from None
         except Exception as error:  # each store has exceptions of its own
-            raise BadInputError(f'cannot be downloaded ({_what(error)}): check rights and network') from error
+            raise BadInputError(f'cannot be downloaded ({what(error)}): check rights and network') from error
 
     def _count(self) -> None:
         with self._counting:
@@ -196,19 +189,10 @@ class Store:
         return self._folders[folder][path]
 
     def _system(self, url: str) -> Any:
-        import fsspec
-
         self.check(url)
-        protocol = _protocol(url)
+        protocol = protocol_of(url)
         if protocol not in self._systems:
-            try:
-                self._systems[protocol] = fsspec.filesystem(protocol, **self.options)
-            except ImportError as error:
-                package = STORES[protocol]
-                move = "pip install 'mmpipe[s3]'" if package == 's3fs' else f'pip install {package}'
-                raise MissingExtraError(f"'{url}' needs {package}, which is not installed: {move}") from error
-            except Exception as error:
-                raise ConfigError(f"'{url}' cannot be opened ({_what(error)}): check storage_options=") from error
+            self._systems[protocol] = file_system(url, self.options, move='check storage_options=')[0]
         return self._systems[protocol]
 
 
@@ -273,7 +257,3 @@ def _identity(info: Mapping[str, Any]) -> str:
     times = ('LastModified', 'last_modified', 'updated', 'mtime', 'modified', 'created')
     when = next((info[name] for name in times if info.get(name) is not None), '')
     return f'{etag} {info.get("size")} {when}' if etag or when else ''
-
-
-def _what(error: Exception) -> str:
-    return f'{type(error).__name__}: {" ".join(str(error).split()):.200}'

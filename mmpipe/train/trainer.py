@@ -30,6 +30,7 @@ from mmpipe.models.weights_file import load_weights, put_weights
 from mmpipe.runs import Run, create_run, describe_factory, open_run
 from mmpipe.runs.lock import training
 from mmpipe.shards import Rows
+from mmpipe.shards.root import place_of
 from mmpipe.train.distributed import from_rank_0, same_on_all
 from mmpipe.train.evaluate import fields_of, tasks_of
 from mmpipe.train.loop import Loop
@@ -178,7 +179,7 @@ class Trainer:
                 f'or mm.transfer(run, tasks=[...]) for new tasks.'
             )
         record, reason = describe_factory(factory, args)
-        name = name or Path(train.rows.snapshot.root).resolve().name
+        name = name or Path(place_of(train.rows.snapshot.root)).name
         parent = _parent(factory, continue_from)
         with borrowed_generators(train.device):
             seed_generators(train.device, self.seed)
@@ -273,7 +274,7 @@ class Trainer:
         return {
             'factory': factory,
             'tasks': [task.to_json() for task in tasks],
-            'snapshot': {'id': snapshot.id, 'root': str(Path(snapshot.root).resolve())},
+            'snapshot': {'id': snapshot.id, 'root': place_of(snapshot.root)},
             'rows': {'train': len(train.rows), 'digest': train.digest},
             'loader': {
                 'batch_size': train.batch_size,

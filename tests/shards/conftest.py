@@ -47,7 +47,7 @@ def s3():
         running.stop()
 
 
-@pytest.fixture(params=['memory', 's3'])
+@pytest.fixture(params=['memory', pytest.param('s3', marks=pytest.mark.slow)])
 def url(request):
     """A root on an object store, which nobody else uses."""
     if request.param == 's3':

@@ -28,6 +28,7 @@ from mmpipe.shards.root import Moved, place_of
 PRICE = Field(name='price', kind='scalar', dtype='float32')
 NOTE = Field(name='note', kind='string')
 FIELDS = [PRICE, NOTE]
+EVERYWHERE = pytest.mark.parametrize('url', ['memory', 's3'], indirect=True)  # also in the default run
 
 
 def block(start, count=4):
@@ -56,6 +57,7 @@ def held(snapshot):
     return rows.keys.tolist(), rows.words('price'), rows.words('note'), rows.system('_digest.price').tolist()
 
 
+@EVERYWHERE
 def test_a_store_holds_what_a_directory_holds_under_the_same_ids(url, tmp_path):
     local, remote = history(tmp_path), history(url)
     assert [snapshot.id for snapshot in remote] == [snapshot.id for snapshot in local]
@@ -87,6 +89,7 @@ def test_a_snapshot_of_a_store_reopens_where_it_is_unpickled_and_named_by_a_run(
     assert held(open_snapshot(record['snapshot']['root'], record['snapshot']['id'])) == held(made)
 
 
+@EVERYWHERE
 def test_a_collection_removes_what_nothing_needs_and_nothing_young(url, tmp_path):
     made = history(url)
     write_block(url, FIELDS, block(40), index=0)  # of a writer that was stopped
@@ -108,6 +111,7 @@ def test_a_collection_removes_what_nothing_needs_and_nothing_young(url, tmp_path
     assert latest_id(url) == made[3].id
 
 
+@EVERYWHERE
 def test_an_old_shard_that_is_taken_again_is_young_again(url, tmp_path):
     write_snapshot(url, FIELDS, block(0))
     left = write_block(url, FIELDS, block(4), index=0)
@@ -161,6 +165,7 @@ def test_a_copy_that_is_cut_off_is_fetched_again(url, cache):
     assert held(open_snapshot(url)) == expected
 
 
+@EVERYWHERE
 def test_a_pointer_moves_only_from_where_its_writer_saw_it(url):
     root = ObjectRoot(url)
     assert root.latest() is None
@@ -176,6 +181,7 @@ def test_a_pointer_moves_only_from_where_its_writer_saw_it(url):
     assert [identity for identity, _ in pointers(url).values()] == ['a' * 16, 'b' * 16]
 
 
+@EVERYWHERE
 def test_of_two_writers_one_commits_and_the_other_is_told(url):
     first = write_snapshot(url, FIELDS, block(0))
     root = ObjectRoot(url)
