@@ -5,7 +5,8 @@
     │   └── MissingExtraError  an optional package is not installed
     ├── SchemaError            table classes that cannot be declared, or do not fit the call
     ├── PlanError              a plan that cannot be applied
-    │   └── DestructiveError   it would drop something, and nobody said yes
+    │   ├── DestructiveError   it would drop something, and nobody said yes
+    │   └── FailureBudgetError too many cells of a column failed while it was computed
     ├── SourceError            a folder, file or manifest that cannot be read at all
     │   └── BadInputError      one medium or one row is bad (ingest turns these into quarantine rows)
     ├── StoreError             Pixeltable or its Postgres is not in the state we need
@@ -58,6 +59,10 @@ class PlanError(MmpipeError):
 
 class DestructiveError(PlanError):
     """The plan would drop something, and nobody said yes."""
+
+
+class FailureBudgetError(PlanError):
+    """Too many cells of a column failed while it was computed."""
 
 
 class SourceError(MmpipeError):

@@ -283,7 +283,7 @@ class Book:
         vectors = {
             key: [list(entry) for entry in vector] for key, vector in sorted(self._vectors.items()) if key in known
         }
-        return {'columns': columns, 'vectors': vectors, 'rates': self._rates}
+        return {'columns': columns, 'vectors': vectors, 'rates': dict(self._rates)}
 
     def _column(self, name: ColumnName) -> _Column:
         return self._columns.setdefault((self._ids[name[0]], name[1]), _Column())

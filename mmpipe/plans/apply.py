@@ -3,49 +3,63 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 from mmpipe.errors import DestructiveError, PlanError
-from mmpipe.ledger import column_prints, keeping
-from mmpipe.ledger.prints import dependents
-from mmpipe.plans.backfill import Progress, backfill, mark_filled
-from mmpipe.plans.plan import VALUES, Change, Plan, plan
+from mmpipe.ledger import Print, column_prints, keeping
+from mmpipe.ledger.prints import ColumnName, dependents, inputs_of
+from mmpipe.plans.backfill import Part, Progress, backfill, mark_filled
+from mmpipe.plans.plan import INDEX, VALUES, Change, Plan, plan
 from mmpipe.store import (
     base_of,
     carry_out_column,
     computed_columns,
     declared_models,
     failed_cells,
+    id_of,
     next_row_id,
     path_of,
     start,
     tables_in,
-    views_of,
     writer_lock,
 )
+from mmpipe.store.expressions import column_id
 
 _log = logging.getLogger(__name__)
 
 
 def apply(
-    planned: Plan, *, allow_destructive: bool = False, trust: bool = False, progress: Progress | None = None
+    planned: Plan,
+    *,
+    allow_destructive: bool = False,
+    trust: bool = False,
+    columns: Iterable[Any] | None = None,
+    where: Any = None,
+    limit: int | None = None,
+    max_failed: float = 0.5,
+    progress: Progress | None = None,
 ) -> Plan:
-    """Make the catalog what the plan says, and compute what it calls stale or unrecorded.
+    """Make the catalog what the plan says, and compute what it adds, alters, or calls stale or unrecorded.
 
-    An altered computed column is computed again for all its rows in the statement that alters it, so that no column
-    mixes values of two definitions. A cell whose function raises stays null and keeps the error; it stops nothing, and
-    is told in `failed` and as a warning of the logger `mmpipe.plans.apply`. A crash leaves whole statements done; a new
-    plan shows what is left.
+    Columns are computed chunk by chunk, each a transaction of its own: a kill takes one back, and the next plan shows
+    what is left. A cell whose function raises stays null and keeps the error; it stops nothing, and is told in `failed`
+    and as a warning of the logger `mmpipe.plans.apply`. Views are filled in the statement that makes them.
 
     Args:
         planned: what `mm.plan` returned.
         allow_destructive: whether changes that lose stored values may be done.
         trust: take unrecorded rows for made by the code of now, instead of making them again; for tables that were
             there before mmpipe came to them.
-        progress: called as `progress('apply', done, total, 'rows')` for each column that is computed again.
+        columns: compute only these, and what they read: columns as in `Products.embedding`, or 'products.embedding'.
+            The schema is changed whole; what is not computed is stale in the next plan.
+        where: compute only rows that fulfil this Pixeltable expression over a table or view, and none of other tables.
+        limit: compute at most so many rows of each table, the oldest first: to see what a function does.
+        max_failed: stop when more cells of a column fail: their number, or, below 1, their share of those tried, once
+            32 were.
+        progress: called as `progress('apply', done, total, 'rows')` for each column that is computed.
 
     Returns:
         The plan that was applied, with `failed` filled when cells could not be computed. The table classes are bound to
@@ -53,13 +67,17 @@ def apply(
 
     Raises:
         DestructiveError: the plan drops something and `allow_destructive` is False.
-        PlanError: a change is unsupported, Pixeltable refuses one, or the catalog moved since the plan was made.
+        FailureBudgetError: too many cells of a column failed; names the first and its error. What was made stays.
+        PlanError: a change is unsupported, Pixeltable refuses one, the catalog moved since the plan was made, or
+            `columns` names what is no computed column.
+        ConfigError: a `limit` or `max_failed` that is not possible.
         BusyError: another process is applying a plan to this directory.
 
     >>> done = mm.apply(mm.plan(Tables, 'shop'))  # doctest: +SKIP
     >>> done.failed, mm.plan(Tables, 'shop').pending  # doctest: +SKIP
     ((), False)
     """
+    part = Part(where=where, limit=limit, max_failed=max_failed)
     pxt = start()
     if planned.unsupported:
         moves: dict[str, list[str]] = {}
@@ -78,7 +96,9 @@ def apply(
         if _schema_of(plan(planned.tables, planned.directory)) != _schema_of(planned):
             raise PlanError(f"'{planned.directory}' changed since this plan was made. Make a new one, and look at it.")
         try:
-            failed = (*_change_schema(pxt, planned, allow_destructive), *_compute(pxt, planned, progress, trust))
+            failed = _change_schema(pxt, planned, allow_destructive)
+            chosen = None if columns is None else _chosen(pxt, planned.directory, columns)
+            failed += list(_compute(pxt, planned, chosen, part, progress, trust))
         except pxt.Error as error:
             raise PlanError(
                 f"Pixeltable refused a change in '{planned.directory}': {error} Correct the class that declares it; "
@@ -86,86 +106,105 @@ def apply(
             ) from error
     for message in failed:
         _log.warning(message)
-    return replace(planned, failed=failed) if failed else planned
+    return replace(planned, failed=tuple(failed)) if failed else planned
 
 
 def _schema_of(planned: Plan) -> list[Change]:
-    """The changes, less the row counts of those of the schema, which an ingest in between may move."""
-    return [change if change.action in VALUES else replace(change, rows=0) for change in planned.changes]
+    """The changes without estimates, and less the row counts of those of the schema, which an ingest may move."""
+    changes = [replace(change, seconds=None, at_most=False) for change in planned.changes]
+    return [change if change.action in VALUES else replace(change, rows=0) for change in changes]
 
 
 def _change_schema(pxt: Any, planned: Plan, allow_destructive: bool) -> list[str]:
-    """Do the changes of the schema, and record what their statements computed."""
+    """Do the changes of the schema; returns a message per column of a new view with failed cells."""
     if not planned.schema:
         planned.tables.update_all(planned.directory, allow_destructive=allow_destructive)
         return []
     there = [path_of(table) for table in tables_in(planned.directory) if base_of(table) is table]
+    added = [(c.table, c.name) for c in planned.changes if c.action == 'add' and c.rows and c.detail != INDEX]
     with ExitStack() as locks:
+        until: dict[str, int] = {}
         for path in there:
             locks.enter_context(writer_lock(f'table:{path}'))
-            with keeping(pxt.get_table(path)):  # tells apart what others wrote, before the versions of all rows move
-                pass
-        until = {path: next_row_id(pxt.get_table(path)) for path in there}
-        failed = list(_carry_out(pxt, planned, allow_destructive))
-        _note(pxt, planned, until)
+            table = pxt.get_table(path)
+            with keeping(table) as book:  # tells apart what others wrote, before the versions of all rows move
+                until[path] = next_row_id(table)
+                book.unfilled([name for name in added if name[0] in book.tables], until[path])
+        failed, filled = _carry_out(pxt, planned, allow_destructive)
+        # A table that was not there had no rows to compute.
+        bases = {path_of(base_of(pxt.get_table(table))) for table, _ in filled} & until.keys() if until else set()
+        mark_filled(bases, filled, until)
     return failed
 
 
-def _note(pxt: Any, planned: Plan, until: dict[str, int]) -> None:
-    """Record what the statements of a schema change computed."""
+def _chosen(pxt: Any, directory: str, columns: Iterable[Any]) -> set[ColumnName]:
+    """(path, column) of columns that were named, and of those they read."""
+    found: set[ColumnName] = set()
+    tables = tables_in(directory)
+    prints: dict[ColumnName, Print] = {}
+    for base in (table for table in tables if base_of(table) is table):
+        prints |= column_prints(base)
+    for each in columns:
+        if isinstance(each, str):
+            name = tuple(f'{directory}/{each}'.rsplit('.', 1))
+        else:
+            owner, column = column_id(each) or ('', '')
+            name = next((path_of(table) for table in tables if id_of(table) == owner), ''), column
+        if name not in prints or not name[-1]:
+            known = ', '.join(f'{path.rsplit("/", 1)[-1]}.{column}' for path, column in prints if column)
+            raise PlanError(f"columns: {each} is no stored computed column of '{directory}'; there are {known}.")
+        found |= {(name[0], name[1]), *inputs_of((name[0], name[1]), prints)}
+    return found
+
+
+def _compute(
+    pxt: Any, planned: Plan, chosen: set[ColumnName] | None, part: Part, progress: Progress | None, trust: bool
+) -> Iterator[str]:
+    """Compute what the plan adds, alters, calls stale or unrecorded; yields a message per column with failed cells."""
     changed = {(c.table, c.name) for c in planned.schema if c.action in ('add', 'alter') and c.name}
-    made = {(c.table, '*') for c in planned.schema if c.action in ('create', 'recreate')} | changed
-    # A table that was not there had no rows to compute.
-    bases = {path_of(base_of(pxt.get_table(table))) for table, _ in made} & until.keys() if until else set()
+    told = {(c.table, c.name) for c in planned.values}
+    bases = {path_of(base_of(pxt.get_table(path))): None for path, _ in sorted(changed | told)}
     for base in bases:
-        made |= dependents(changed, column_prints(pxt.get_table(base)))
-    mark_filled(bases, made, until)
-
-
-def _compute(pxt: Any, planned: Plan, progress: Progress | None, trust: bool) -> Iterator[str]:
-    """Compute the columns that the plan calls stale or unrecorded, and yield a message per column with failed cells."""
-    columns: dict[str, list[tuple[str, str]]] = {}
-    for change in planned.values:
-        base = path_of(base_of(pxt.get_table(change.table)))
-        columns.setdefault(base, []).append((change.table, change.name))
-    for base, names in columns.items():
         table = pxt.get_table(base)
+        prints = column_prints(table)
+        names = (changed | told | dependents(changed, prints)) & prints.keys()
+        names = names if chosen is None else names & chosen
         if trust:
             with writer_lock(f'table:{base}'), keeping(table) as book:
-                book.trust(names, next_row_id(table))
-        yield from backfill(table, names, progress=progress)
+                book.trust(names & told, next_row_id(table))
+        yield from backfill(table, names, part=part, progress=progress)
 
 
-def _carry_out(pxt: Any, planned: Plan, allow_destructive: bool) -> Iterator[str]:
-    """Do it, and yield a message per column with failed cells."""
+def _carry_out(pxt: Any, planned: Plan, allow_destructive: bool) -> tuple[list[str], set[ColumnName]]:
+    """Do it; returns a message per column of a new view with failed cells, and the columns that are computed now."""
     pxt.create_dir(planned.directory, parents=True, if_exists='ignore')
     for change in reversed(planned.changes):  # views behind what they are over
         if change.action == 'recreate' or (change.action == 'drop' and not change.name):
             pxt.drop_table(change.table)
-    failing: dict[str, set[str]] = {}
-    # Altered columns first: what is added over one of them is then computed once.
+    # Altered columns first: what is added over one of them is then made from it.
     pending = [change for action in ('alter', 'add') for change in planned.changes if change.action == action]
+    models = declared_models(planned.tables) or {}
     while pending:
-        left = [change for change in pending if not _column(pxt, planned, change, failing)]
+        left = [
+            change
+            for change in pending
+            if not carry_out_column(
+                pxt.get_table(change.table),
+                models[change.table.rsplit('/', 1)[-1]],
+                change.name,
+                'alter' if change.action == 'alter' else 'add',
+            )
+        ]
         if len(left) == len(pending):
             break
         pending = left
     planned.tables.update_all(planned.directory, allow_destructive=allow_destructive)
+    filled = {(change.table, change.name) for change in pending}
+    failed: list[str] = []
     for change in planned.changes:
         if change.action in ('create', 'recreate'):
+            filled.add((change.table, '*'))
             made = pxt.get_table(change.table)
             if made.get_base_table() is not None:  # a view is filled as it is made
-                failing[change.table] = set(computed_columns(made))
-    for path, columns in failing.items():
-        yield from failed_cells(pxt.get_table(path), sorted(columns))
-
-
-def _column(pxt: Any, planned: Plan, change: Change, failing: dict[str, set[str]]) -> bool:
-    """Add or alter one column, unless `update_all` has to; note which columns have failed cells."""
-    model = (declared_models(planned.tables) or {})[change.table.rsplit('/', 1)[-1]]
-    table = pxt.get_table(change.table)
-    columns = carry_out_column(table, model, change.name, 'alter' if change.action == 'alter' else 'add')
-    paths = {path_of(each).rsplit('/', 1)[-1]: path_of(each) for each in (table, *views_of(table))} if columns else {}
-    for owner, _, column in (name.partition('.') for name in columns or ()):
-        failing.setdefault(paths.get(owner, change.table), set()).add(column)
-    return columns is not None
+                failed += failed_cells(made, sorted(computed_columns(made)))
+    return failed, filled

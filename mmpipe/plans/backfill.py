@@ -1,20 +1,80 @@
-"""Compute stale columns again, in chunks that a kill cannot take back."""
+"""Compute the rows of columns that are not made as the code is now, in chunks that a kill cannot take back."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from mmpipe.errors import ConfigError, FailureBudgetError
 from mmpipe.ledger import Book, keeping
-from mmpipe.store import failed_cells, path_of, recompute_rows, start, tree_of, writer_lock
+from mmpipe.store import (
+    failed_cells,
+    failed_rows,
+    path_of,
+    recompute_rows,
+    rows_where,
+    start,
+    tree_of,
+    views_of,
+    writer_lock,
+)
 
 FIRST_CHUNK, LARGEST_CHUNK = 32, 1024  # rows
 SHORT_CHUNK_S = 1.0
+BUDGET_FROM = 32  # cells of a column that are tried before a share of failures stops it
 Progress = Callable[[str, int, int | None, str], None]
 
 
-def backfill(base: Any, columns: Iterable[tuple[str, str]], *, progress: Progress | None = None) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Which rows a backfill makes, and when it gives up.
+
+    Args:
+        where: Pixeltable expression over a table or view; rows that fulfil it, and none of other tables.
+        limit: rows of each table at most, the oldest first.
+        max_failed: cells of a column that may fail: how many, or, below 1, which share of those tried.
+
+    Raises:
+        ConfigError: a number that is not possible.
+
+    >>> Part(limit=10).whole, Part().whole
+    (False, True)
+    """
+
+    where: Any = None
+    limit: int | None = None
+    max_failed: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f'limit={self.limit}: at least one row')
+        if self.max_failed < 0:
+            raise ConfigError(f'max_failed={self.max_failed}: a number of cells, or a share of them below 1')
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is all rows."""
+        return self.where is None and self.limit is None
+
+    def rows(self, book: Book, columns: Sequence[tuple[str, str]]) -> set[int]:
+        """Base row ids of the part."""
+        mine = {row for path, column in columns for row in book.rows_to_make(path, column)}
+        if self.where is not None:
+            mine &= rows_where(book.base, views_of(book.base), self.where)
+        return mine if self.limit is None else set(sorted(mine)[: self.limit])
+
+    def spent(self, failed: int, tried: int) -> bool:
+        """Whether more cells failed than may."""
+        if self.max_failed < 1:
+            return tried >= BUDGET_FROM and failed > self.max_failed * tried
+        return failed > self.max_failed
+
+
+def backfill(
+    base: Any, columns: Iterable[tuple[str, str]], *, part: Part | None = None, progress: Progress | None = None
+) -> list[str]:
     """Make the rows of some columns that are not made as the code is now.
 
     Each chunk is a transaction of its own, and the ledger is stored as they go. What a kill leaves unrecorded is made
@@ -23,29 +83,52 @@ def backfill(base: Any, columns: Iterable[tuple[str, str]], *, progress: Progres
     Args:
         base: a base table.
         columns: (path of table or view, column) to make.
+        part: which of their rows; all when None.
         progress: called as `progress('apply', done, total, 'rows')`, per column.
 
     Returns:
         A message for each column with cells whose function raised.
+
+    Raises:
+        FailureBudgetError: too many cells of a column failed; what was made stays.
     """
-    wanted = set(columns)
+    part = part or Part()
     failing: dict[str, set[str]] = {}
     with writer_lock(f'table:{path_of(base)}'), keeping(base) as book:
-        for path, column in [name for name in book.prints if name in wanted]:
+        wanted = set(columns)
+        names = [name for name in book.prints if name in wanted]  # inputs come before what reads them
+        among = None if part.whole else part.rows(book, names)
+        for path, column in names:
             rows = book.rows_to_make(path, column)  # those that an earlier column took along are made already
-            done = 0
+            rows = rows if among is None else [row for row in rows if row in among]
+            done = failed = 0
+            started = time.monotonic()
             for chunk in chunks(rows):
                 written = recompute_rows(book.tables[path], [column], chunk)
                 book.record(written)
                 book.keep()
-                for name in written.columns:
-                    owner, _, failed = name.partition('.')
-                    failing.setdefault(owner, set()).add(failed)
                 done += len(chunk)
+                for name in written.columns:
+                    owner, _, other = name.partition('.')
+                    failing.setdefault(owner, set()).add(other)
+                if column in failing.get(path.rsplit('/', 1)[-1], ()):
+                    failed += len(failed_rows(book.tables[path], column, among=chunk))
+                if part.spent(failed, done):
+                    raise FailureBudgetError(_stopped(book.tables[path], column, failed, done, len(rows)))
                 if progress is not None:
                     progress('apply', done, len(rows), 'rows')
+            book.took(path, column, done, time.monotonic() - started)
     tables = {path_of(each).rsplit('/', 1)[-1]: each for each in tree_of(base)}
     return [text for owner, names in failing.items() for text in failed_cells(tables[owner], sorted(names))]
+
+
+def _stopped(table: Any, column: str, failed: int, done: int, total: int) -> str:
+    (reason,) = failed_cells(table, [column])
+    return (
+        f'{reason.partition(". Correct it")[0]}. Stopped there, since {failed:,} of {done:,} cells tried had failed, '
+        f'with {total - done:,} to go. What was made stays. Correct the function, then apply and `mm.retry`; or raise '
+        f'max_failed.'
+    )
 
 
 def chunks(rows: Sequence[int]) -> Iterator[Sequence[int]]:
@@ -70,7 +153,7 @@ def mark_filled(bases: Iterable[str], columns: Iterable[tuple[str, str]], until:
 
     Args:
         bases: paths of the base tables that were changed.
-        columns: (path, column) that were made, by the change or since they read one that was; '*' for all of a table.
+        columns: (path, column) that were made; '*' for all of a table.
         until: base table to the row ids it had given out before the change.
     """
     pxt = start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mmpipe.errors import SchemaError
@@ -17,6 +17,8 @@ MARKERS = {
     'unrecorded': '?',
 }  # fmt: skip
 VALUES = ('stale', 'unrecorded')  # changes of values, not of the schema
+INDEX = 'index'
+COMPUTED = ('add', 'alter', *VALUES)
 NEW_COLUMN = (
     'declare it under a new name; or, to keep the name, delete it from its class with the columns that read it, change '
     'filters that do, run `mmpipe apply` with --yes, then declare all of it again'
@@ -38,6 +40,8 @@ class Change:
         detail: what it becomes, as Pixeltable prints it.
         rows: rows whose cells will be computed; 0 where none are.
         instead: what to do instead of an unsupported change.
+        seconds: how long it may take by the rates of the last run; None where nothing was run yet.
+        at_most: whether that rate is of whole rows, with all columns, as they were ingested.
     """
 
     action: str
@@ -46,6 +50,8 @@ class Change:
     detail: str = ''
     rows: int = 0
     instead: str = ''
+    seconds: float | None = None
+    at_most: bool = False
 
     @property
     def destructive(self) -> bool:
@@ -55,8 +61,21 @@ class Change:
     def __str__(self) -> str:
         what = f'{self.table}.{self.name}' if self.name else self.table
         rows = how_many(self.rows, 'row') if self.rows else ''
+        rows += f', {_about(self.seconds, self.at_most)}' if rows and self.seconds is not None else ''
         line = f'{MARKERS[self.action]} {what:<32} {self.action:<12} {self.detail:<56} {rows}'.rstrip()
         return f'{line}\n    instead: {self.instead}' if self.instead else line
+
+
+def _about(seconds: float, at_most: bool) -> str:
+    """An estimate in words.
+
+    >>> _about(0.2, False), _about(42.4, True), _about(7000, False)
+    ('under 1 s', 'at most 42 s', 'about 2 h')
+    """
+    if seconds < 1:
+        return 'under 1 s'
+    size, unit = (seconds, 's') if seconds < 100 else (seconds / 60, 'min') if seconds < 6000 else (seconds / 3600, 'h')
+    return f'{"at most" if at_most else "about"} {size:.0f} {unit}'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +134,7 @@ class Plan:
             for action, count in counts.items()
             if count
         )
+        said += f', {_about(*self._estimate)}' if self._estimate is not None else ''
         lost = len(self.destructive)
         tail = f'{lost} of them {"loses" if lost == 1 else "lose"} stored values.' if lost else 'Nothing is dropped.'
         tail = 'It cannot be applied.' if self.unsupported else tail
@@ -127,11 +147,26 @@ class Plan:
             ]
         )
 
+    @property
+    def seconds(self) -> float | None:
+        """How long the computing may take by the rates of the last run; None where a rate is not known."""
+        return None if self._estimate is None else self._estimate[0]
+
+    @property
+    def _estimate(self) -> tuple[float, bool] | None:
+        """Seconds, and whether it may be less; changes of whole tables are not among it."""
+        changes = [c for c in self.changes if c.rows and c.action in COMPUTED and c.detail != INDEX]
+        known = [change.seconds for change in changes if change.seconds is not None]
+        if not known or len(known) < len(changes):
+            return None
+        return sum(known), any(change.at_most for change in changes)
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return {
             'directory': self.directory,
             'pending': self.pending,
+            'seconds': self.seconds,
             'changes': [{**asdict(change), 'destructive': change.destructive} for change in self.changes],
             'unchanged': list(self.unchanged),
             'undeclared': list(self.undeclared),
@@ -215,6 +250,8 @@ def _values(pxt: Any, found: dict[str, list[Change]]) -> None:
     for base in sorted(bases):
         book = Book(pxt.get_table(base))
         book.settle()
+        for path in book.tables.keys() & found.keys():
+            found[path] = [_with_estimate(change, book) for change in found[path]]
         for state in book.states():
             if state.table not in there or any(change.name == state.column for change in found[state.table]):
                 continue
@@ -224,14 +261,20 @@ def _values(pxt: Any, found: dict[str, list[Change]]) -> None:
                 found[state.table] = [Change(action='recreate', table=state.table, detail=detail, rows=state.stale)]
                 there.remove(state.table)
             elif name and state.stale:
-                found[state.table].append(
-                    Change(action='stale', table=state.table, name=name, detail=why, rows=state.stale)
-                )
+                change = Change(action='stale', table=state.table, name=name, detail=why, rows=state.stale)
+                found[state.table].append(_with_estimate(change, book))
             if name and state.unrecorded:
                 why = 'rows that mmpipe did not write'
-                found[state.table].append(
-                    Change(action='unrecorded', table=state.table, name=name, detail=why, rows=state.unrecorded)
-                )
+                change = Change(action='unrecorded', table=state.table, name=name, detail=why, rows=state.unrecorded)
+                found[state.table].append(_with_estimate(change, book))
+
+
+def _with_estimate(change: Change, book: Book) -> Change:
+    """A change of computed values with the seconds it may take."""
+    if not (change.rows and change.name) or change.action not in COMPUTED or change.detail == INDEX:
+        return change
+    seconds, at_most = book.seconds(change.table, change.name, change.rows)
+    return replace(change, seconds=seconds, at_most=at_most)
 
 
 def _recreate_views_above(pxt: Any, found: dict[str, list[Change]]) -> None:
@@ -278,7 +321,7 @@ def _changes(pxt: Any, diff: Any, model: Any) -> Iterator[Change]:
         if op.op == 'alter':
             detail = f'{op.details.previous_value} -> {value}'
         elif op.target == 'index':
-            detail = 'index'
+            detail = INDEX
         else:
             detail = value or (op.details.type if op.details else None) or ''
         computed = rows if op.op != 'drop' and (value or op.target == 'index') else 0

@@ -28,7 +28,7 @@ class FieldSpec:
         size: edge in pixels of an image field.
         fit: 'crop' or 'pad', for an image field.
         vocabulary: words of a label field; None to collect them.
-        pooled: whether the expression aggregates rows of a component view, such as frames of a video, or a joined table.
+        pooled: whether the expression aggregates rows of a component view, such as frames, or of a joined table.
         is_file: whether the stored value is the content of the medium's file.
     """
 

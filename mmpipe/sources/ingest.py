@@ -173,7 +173,8 @@ def ingest(
     if progress is not None:
         progress('ingest', 0, total, 'rows')
     seen: dict[Key, str] = {}
-    done = 0
+    done = new = 0
+    spent = 0.0
     with writer_lock(f'table:{path}'), ThreadPoolExecutor(threads or cores()) as pool, keeping(target) as book:
         outcome = Outcome(book=book)
         for chunk in _chunks(source.records(key=aim.key, media=aim.media), chunk_rows):
@@ -184,7 +185,9 @@ def ingest(
                     outcome.bad.append(row)
                 else:
                     rows.append(row)
+            before, started = outcome.inserted, time.monotonic()
             write(target, rows, aim, pool, outcome)
+            new, spent = new + outcome.inserted - before, spent + time.monotonic() - started
             if outcome.hopeless:
                 settle(target, source.name, outcome.bad, whole=False)
                 raise StoreError(
@@ -195,6 +198,7 @@ def ingest(
             done += len(chunk)
             if progress is not None:
                 progress('ingest', done, total, 'rows')
+        book.took(path, '', new, spent)
         quarantine_written = settle(target, source.name, outcome.bad)
         gone, known = gone_rows(target, source, seen, outcome.bad)
         before = known - outcome.inserted

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from mmpipe.store.engine import start
 from mmpipe.store.tables import path_of
+
+_patching = threading.Lock()
 
 
 def declared_models(tables: Any) -> Mapping[str, Any] | None:
@@ -104,11 +108,11 @@ def column_functions(tables: Any) -> dict[str, str]:
     return found
 
 
-def carry_out_column(table: Any, model: Any, column: str, action: Literal['add', 'alter']) -> list[str] | None:
-    """Add a column to a table, or compute one again with another expression, keeping the errors of single cells.
+def carry_out_column(table: Any, model: Any, column: str, action: Literal['add', 'alter']) -> bool:
+    """Add a column to a table, or give one another expression, without computing it for the rows that are there.
 
-    Pixeltable's `update_all` gives up on an added column when one cell raises, and leaves the old values of an altered
-    one in place.
+    Pixeltable would compute all of them in the one statement, and a kill lose all of it; its `update_all` also gives up
+    on an added column when one cell raises, and leaves the old values of an altered one in place.
 
     Args:
         table: Pixeltable table or view.
@@ -117,8 +121,8 @@ def carry_out_column(table: Any, model: Any, column: str, action: Literal['add',
         action: what to do with it.
 
     Returns:
-        Columns with cells whose function raised, as 'table.column'. None when nothing was done, since the column reads
-        what is not there yet, or queries another table: `update_all` knows the order of those.
+        False when nothing was done, since the column reads what is not there yet, or queries another table:
+        `update_all` knows the order of those.
     """
     from pixeltable.catalog.model.definition import bind_query_templates
     from pixeltable.catalog.model.diff import base_query_columns, queried_models, user_columns
@@ -126,23 +130,43 @@ def carry_out_column(table: Any, model: Any, column: str, action: Literal['add',
     from pixeltable.exprs import ColumnRefByName, Expr
 
     if action == 'add' and column in table.columns():  # then it is an index that is added
-        return None
+        return False
     spec: dict[str, Any] = dict(user_columns(model)[column])
     declared = Expr.from_object(spec.pop('value')) if 'value' in spec else None
     if declared is None:
         table.add_columns({column: spec})
-        return []
+        return True
     kept = ('stored', 'destination', 'custom_metadata', 'comment')
     if action == 'add' and (spec.keys() - set(kept) or queried_models(user_columns(model)[column])):
-        return None
+        return False
     directory = path_of(table).rpartition('/')[0]
     origin: Literal['base_query', 'model_body'] = 'base_query' if column in base_query_columns(model) else 'model_body'
     value = bind_query_templates(declared.copy(), f'{directory}/' if directory else '')
     value = resolve_model_value_expr(table._tbl_path, value, origin)
     if any(True for _ in value.subexprs(ColumnRefByName)):
-        return None
+        return False
     if action == 'alter':
-        status = table.alter_computed_column(**{column: value})
-    else:
-        status = table.add_computed_column(on_error='ignore', **spec, **{column: value})
-    return list(status.cols_with_excs)
+        table.alter_computed_column(recompute=False, **{column: value})
+        return True
+    with _columns_left_empty():
+        table.add_computed_column(**spec, **{column: value})
+    return True
+
+
+@contextmanager
+def _columns_left_empty() -> Iterator[None]:
+    """Columns that this thread adds get no values; Pixeltable has no option for it, as it has for those it alters."""
+    from pixeltable.store import StoreBase
+
+    mine = threading.get_ident()
+    with _patching:
+        write = StoreBase.write_column
+
+        def nothing(self: Any, *args: Any, **kwargs: Any) -> int:
+            return 0 if threading.get_ident() == mine else write(self, *args, **kwargs)
+
+        setattr(StoreBase, 'write_column', nothing)  # noqa: B010 (mypy refuses to assign a method)
+        try:
+            yield
+        finally:
+            setattr(StoreBase, 'write_column', write)  # noqa: B010

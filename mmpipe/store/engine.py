@@ -50,7 +50,9 @@ INTERNALS = (
     'pixeltable.exprs:Literal',
     'pixeltable.exprs:RowidRef',
     'pixeltable.metadata.schema:TableVersion.md',
+    'pixeltable.query_clauses:FromClause',
     'pixeltable.store:StoreBase.rowid_columns',
+    'pixeltable.store:StoreBase.write_column',
 )
 
 _lock = threading.Lock()

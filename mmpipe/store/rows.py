@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mmpipe.store.expressions import filter_of
-from mmpipe.store.feed import Rowid, rowid_width
+from mmpipe.store.expressions import filter_of, owners_of
+from mmpipe.store.feed import Rowid, rowid_width, version_vector
 
 
 def rowid_expressions(table: Any) -> list[Any]:
@@ -96,8 +96,31 @@ def pages(rowids: Sequence[Rowid], size: int) -> Iterator[Sequence[Rowid]]:
         start = end
 
 
-def failed_rows(table: Any, column: str) -> list[int]:
-    """Base row ids of the rows in which a computed column's function raised; sorted, each once."""
+def failed_rows(table: Any, column: str, *, among: Sequence[int] | None = None) -> list[int]:
+    """Base row ids of the rows in which a computed column's function raised; sorted, each once.
+
+    Args:
+        table: the table or view that declares the column.
+        column: its name.
+        among: base row ids to look at; all when None.
+    """
     row_id = rowid_expressions(table)[0]
-    failed = table.where(getattr(table, column).errortype != None)  # noqa: E711 (Pixeltable overloads it)
-    return sorted({row['row_id'] for row in failed.select(row_id=row_id).collect()})
+    failed = getattr(table, column).errortype != None  # noqa: E711 (Pixeltable overloads it)
+    if among is not None:
+        failed &= row_id.isin(list(among))
+    return sorted({row['row_id'] for row in table.where(failed).select(row_id=row_id).collect()})
+
+
+def rows_where(base: Any, tables: Sequence[Any], condition: Any) -> set[int]:
+    """Base row ids of the rows that fulfil a condition; none for a tree whose columns it does not read.
+
+    Args:
+        base: a base table.
+        tables: the views over it.
+        condition: Pixeltable expression over the table or one of the views.
+    """
+    read = owners_of(condition)
+    for table in (base, *tables):
+        if read and read <= {entry[0] for entry in version_vector(table)}:
+            return {rowid[0] for rowid in rowids_of(table.where(condition), table)}
+    return set()

@@ -103,7 +103,7 @@ def test_a_plan_is_json_that_says_everything(filled):
     by_name = {change['name']: change for change in told['changes']}
     assert by_name['y'] == {
         'action': 'alter', 'table': f'{filled}/items', 'name': 'y', 'detail': 'doubled(x) -> tripled(x)', 'rows': 3,
-        'destructive': False, 'instead': '',
+        'destructive': False, 'instead': '', 'seconds': None, 'at_most': False,
     }  # fmt: skip
     assert (by_name['z']['action'], by_name['z']['rows']) == ('add', 3)
 
@@ -134,7 +134,7 @@ def test_a_cell_that_an_added_or_altered_function_cannot_compute_stops_nothing_a
     ]
     done = mm.apply(plan)
     assert done.changes == plan.changes
-    for message, column in zip(done.failed, 'uy', strict=True):
+    for message, column in zip(done.failed, 'uvy', strict=True):
         for word in (
             f'{filled}/items.{column}: 1 cell is null', "row 'bad'", '13 is unlucky',
             f"then mm.retry('{filled}')",
