@@ -147,8 +147,9 @@ def table(figures: Figures, sizes: Sizes, *, rows: int, name: str, export: bool,
         for number in range(sizes.deltas):
             start = rows + number * new
             steps.append(('made', {'start': start, 'stop': start + new}))
-            first = ('first' if number % 2 else 'last') if export else ''
-            steps.append(('delta', {'new': new, 'name': f'{name}_delta', 'export': first}))
+            steps.append(('delta', {'new': new, 'name': f'{name}_delta'}))
+            if export:
+                steps.append(('export', {}))
         if not export:
             steps += [('plans', {})] * sizes.repeats
         run(work, figures, [*steps, ('whole_snapshot', {'name': name})], apart=apart)

@@ -94,34 +94,30 @@ def build(work: Path, *, rows: int, name: str) -> Figures:
     return figures
 
 
-def delta(work: Path, *, new: int, name: str, export: str = '') -> Figures:
-    """Plan, apply, ingest and snapshot of a source with some new rows, and Pixeltable's export before or after it."""
+def delta(work: Path, *, new: int, name: str) -> Figures:
+    """Plan, apply, ingest and snapshot of a source with some new rows."""
     figures = start_up(work)
-    if export:
-        import torchvision.transforms  # noqa: F401  (what the export imports is not what it costs)
-        from pyarrow import parquet  # noqa: F401
     all_parts(work, figures, name, new)
-    if export == 'first':
-        figures |= _export(work)
     with timed(figures, f'{name}_snapshot'):
         report = tiles_snapshot(work / 'shards')
     check('rows frozen', report.written, new)
-    if export == 'last':
-        figures |= _export(work)
     figures[f'{name}_without_ingest_s'] = total(figures, *(f'{name}_{part}' for part in ('plan', 'apply', 'snapshot')))
     figures[f'{name}_s'] = total(figures, f'{name}_without_ingest', f'{name}_ingest')
     return figures
 
 
-def _export(work: Path) -> Figures:
+def export(work: Path) -> Figures:
     """Pixeltable's own way to PyTorch: the same columns of the same rows, written to its cache of data sets.
 
     The tiles have the size that is trained with, so their files are copied; photos of any other would have to be
     resized on the way, and that is measured beside it.
     """
-    from edited import Tiles
+    start_up(work)
+    import torchvision.transforms  # noqa: F401  (what the export imports is not what it costs)
+    from edited import Tables, Tiles
     from pyarrow import parquet
 
+    Tables.bind_all('tiles')
     figures: Figures = {}
     for name, photo in (('export', Tiles.photo), ('export_resized', Tiles.photo.resize([64, 64]))):
         with timed(figures, name):
