@@ -104,6 +104,13 @@ def apply(
     directory: Directory = None,
     yes: Annotated[bool, typer.Option('--yes', '-y', help='Agree to changes that lose stored values.')] = False,
     trust: Annotated[bool, typer.Option('--trust', help='Take unrecorded rows for made by the code of now.')] = False,
+    column: Annotated[
+        list[str] | None, typer.Option('--column', help='Compute this one, as in items.photo_vector; repeatable.')
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help='Compute at most so many rows of each table.')] = None,
+    max_failed: Annotated[
+        float, typer.Option(help='Failed cells of a column at which it stops; below 1, their share.')
+    ] = 0.5,
     as_json: AsJson = False,
 ) -> None:
     """Make the catalog what the schema declares. Asks before anything that loses stored values."""
@@ -122,7 +129,10 @@ def apply(
             agreed = typer.confirm('Stored values will be lost. Go on?', err=True)
         show = StageProgress()
         with show.stage('apply'):
-            done = apply_plan(made, allow_destructive=agreed, trust=trust, progress=show)
+            done = apply_plan(
+                made, allow_destructive=agreed, trust=trust, columns=column, limit=limit, max_failed=max_failed,
+                progress=show,
+            )  # fmt: skip
         return done.to_json(), '\n'.join(['applied' if done.changes else 'nothing to apply', *done.failed])
 
     _print(run, as_json)

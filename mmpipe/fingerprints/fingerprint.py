@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mmpipe.fingerprints.walk import Walk, digest_of, name_of
+from mmpipe.settings import chosen
 
 _one_at_a_time = threading.Lock()  # Python 3.11 parses wrongly in two threads at once: "recursion depth mismatch"
 
@@ -83,7 +84,7 @@ def fingerprint(
     Args:
         function: a Python function, or a Pixeltable function over one.
         constants: arguments that are the same for all cells, by name; what `loads` is called with.
-        count_packages: packages whose version counts; the others' are recorded only.
+        count_packages: packages whose version counts, '*' for all; the others' are recorded only.
 
     Returns:
         The fingerprint.
@@ -95,7 +96,7 @@ def fingerprint(
     with _one_at_a_time:
         walk.object(function, name_of(function))
         walk.files(function, dict(constants or {}))
-    counted = {f'package {name}': walk.packages[name] for name in count_packages if name in walk.packages}
+    counted = {f'package {name}': version for name, version in chosen(walk.packages, count_packages).items()}
     parts = dict(sorted({**walk.parts, **counted}.items()))
     return Fingerprint(
         digest=digest_of(parts),

@@ -14,6 +14,7 @@ import pixeltable as pxt
 from mmpipe.fingerprints import fingerprint
 from mmpipe.functions.parallel import in_pool
 from mmpipe.results import content_key, from_bytes, result_cache, to_bytes
+from mmpipe.settings import counted_packages
 
 # Stands for the code of this module in fingerprints: raise it when what is computed with its help changes.
 __fingerprint__ = 1
@@ -48,7 +49,7 @@ def cached(function: F) -> F:
         constants = {name: given[name] for name in fixed}
         name = repr(sorted(constants.items()))
         if name not in prints:
-            prints[name] = fingerprint(function, constants=constants).digest
+            prints[name] = fingerprint(function, constants=constants, count_packages=counted_packages()).digest
         return content_key(prints[name], given)
 
     if not inspect.iscoroutinefunction(function):

@@ -18,6 +18,7 @@ from typing import Any
 from mmpipe.errors import StaleColumnError, StoreError
 from mmpipe.ledger.prints import UNFILLED, UNKNOWN, ColumnName, Print, column_prints
 from mmpipe.ledger.spans import Spans
+from mmpipe.settings import counted_packages
 from mmpipe.store import (
     Vector,
     Written,
@@ -68,11 +69,11 @@ class _Column:
 
     def number(self, made: Print) -> int:
         """The number of a print, which is added when it is new."""
-        digests = [each.digest for each in self.prints]
-        if made.digest not in digests:
-            self.prints.append(made)
-            return len(digests)
-        return digests.index(made.digest)
+        for number, each in enumerate(self.prints):
+            if each.fresh(made, '*'):
+                return number
+        self.prints.append(made)
+        return len(self.prints) - 1
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values; prints that no row has any more are left out."""
@@ -95,6 +96,7 @@ class Book:
         self.tables = {path_of(each): each for each in tree_of(table)}
         self.base = base_of(table)
         self.prints = column_prints(self.base)
+        self._counted = counted_packages()
         self._columns: dict[tuple[str, str], _Column] = {}  # by table id and column
         self._vectors: dict[str, Vector] = {}  # by table id
         self._ours: dict[str, list[range]] = {}
@@ -141,7 +143,7 @@ class Book:
         edit of it would never be noticed. Where another iterator is recorded, nobody knows which of the two ran.
         """
         column, now = self._column(name), self.prints[name]
-        older = {label for label, each in enumerate(column.prints) if each.digest != now.digest}
+        older = {label for label, each in enumerate(column.prints) if not self._fresh(now, each)}
         either = [row for row in rows if column.spans.label(row) in older]
         if len(either) < len(rows):
             column.spans.put(set(rows) - set(either), column.number(now))
@@ -231,7 +233,7 @@ class Book:
             fresh = stale = 0
             older: list[Print] = []
             for first, _, label in spans:
-                if column.prints[label].digest == now.digest:
+                if self._fresh(now, column.prints[label]):
                     fresh += held[first]
                 elif held[first]:
                     stale += held[first]
@@ -243,8 +245,8 @@ class Book:
     def rows_to_make(self, path: str, column: str) -> list[int]:
         """Base row ids of a column's live rows that are not fresh."""
         held = self._column((path, column))
-        now = self.prints[path, column].digest
-        fresh = [(first, last) for first, last, label in held.spans if held.prints[label].digest == now]
+        now = self.prints[path, column]
+        fresh = [(first, last) for first, last, label in held.spans if self._fresh(now, held.prints[label])]
         gaps, at = [], 0
         for first, last in fresh:
             gaps.append((at, first - 1))
@@ -284,6 +286,9 @@ class Book:
             key: [list(entry) for entry in vector] for key, vector in sorted(self._vectors.items()) if key in known
         }
         return {'columns': columns, 'vectors': vectors, 'rates': dict(self._rates)}
+
+    def _fresh(self, now: Print, older: Print) -> bool:
+        return now.fresh(older, self._counted)
 
     def _column(self, name: ColumnName) -> _Column:
         return self._columns.setdefault((self._ids[name[0]], name[1]), _Column())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from mmpipe.fingerprints import Fingerprint, fingerprint
 from mmpipe.fingerprints.walk import digest_of
+from mmpipe.settings import chosen
 from mmpipe.store.made import Made, made_columns
 
 ColumnName = tuple[str, str]
@@ -21,7 +22,7 @@ class Print:
     Args:
         digest: equal while the same inputs give the same values.
         parts: digest of each thing that it depends on, by what a plan calls it.
-        packages: versions of the packages that are called; recorded, not counted.
+        packages: versions of the packages that are called; they count where the project says so.
         unresolved: what could not be followed.
     """
 
@@ -39,6 +40,20 @@ class Print:
         """What `to_json` gave."""
         return cls(**{**content, 'unresolved': tuple(content['unresolved'])})
 
+    def fresh(self, older: Print, counted: Collection[str] = ()) -> bool:
+        """Whether what an older print made is what this one would make.
+
+        Args:
+            older: the print of stored values.
+            counted: packages whose version counts, '*' for all.
+
+        >>> new = Print(digest='a', parts={}, packages={'torch': '2.14'})
+        >>> old = Print(digest='a', parts={}, packages={'torch': '2.13'})
+        >>> new.fresh(old), new.fresh(old, ['torch'])
+        (True, False)
+        """
+        return self.digest == older.digest and chosen(self.packages, counted) == chosen(older.packages, counted)
+
     def why(self, older: Print) -> str:
         """What differs from an older print, in words; the first three of it.
 
@@ -51,6 +66,10 @@ class Print:
         if older == UNFILLED:
             return 'not computed yet'
         words = Fingerprint(digest='', parts=self.parts, packages={}).changes(older.parts)
+        if not words:  # then it is a version that counts
+            now, then = self.packages, older.packages
+            words = [f'{n} {then.get(n, "none")} -> {now.get(n, "none")}' for n in sorted({*now, *then})
+                     if now.get(n) != then.get(n)]  # fmt: skip
         return '; '.join(words[:3]) + (f' and {len(words) - 3} more' if len(words) > 3 else '')
 
 

@@ -35,7 +35,7 @@ def test_an_edit_of_an_iterator_is_noticed_over_rows_that_others_wrote(edited: P
     edited.edit(replace(edited.code, pieces=1))
     assert changes(edited, directory) == [('recreate', '', 1)]
     parts = pxt.get_table(f'{directory}/parts')
-    with pytest.raises(StaleColumnError, match='code of edited_shop[.]functions[.]pieces changed'):
+    with pytest.raises(StaleColumnError, match=r'code of edited_shop[.]functions[.]pieces changed'):
         mm.snapshot(parts, root=edited.folder / 'shards', fields={'piece': parts.piece})
     mm.apply(mm.plan(edited.declared(), directory), allow_destructive=True)
     assert pxt.get_table(f'{directory}/parts').count() == 2

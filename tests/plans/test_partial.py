@@ -25,9 +25,9 @@ def declare(**functions):
         x: pxt.Int | None
         origin: pxt.Json | None
         if made['one']:
-            one = made['one'](x)  # noqa: F821
+            one = made['one'](x)
         if made['two']:
-            two = made['two'](one)  # noqa: F821
+            two = made['two'](one)
 
     class Few(Tables, name='few', base=Items.where(Items.x < 10)):
         pass
@@ -37,7 +37,7 @@ def declare(**functions):
         x: pxt.Int | None
         origin: pxt.Json | None
         if made['one']:
-            one = made['one'](x)  # noqa: F821
+            one = made['one'](x)
 
     return Tables, Items, Others
 
