@@ -198,8 +198,8 @@ class ObjectRoot(Root):
         if not (self._refuses() or self._refuses()):
             raise ConfigError(
                 f"root='{self.text}': this store writes an object that is there already although it was asked not to "
-                f'(`If-None-Match: *`), so two writers would overwrite each other. Bring it up to date, or write to a '
-                f'directory.'
+                f'(`If-None-Match: *`), so two writers would overwrite each other. Bring it or '
+                f'{STORES[protocol_of(self.text)]} up to date, or write to a directory.'
             )
         _proven.add(self.text)
 
@@ -209,6 +209,8 @@ class ObjectRoot(Root):
         except Exception as error:
             if _is_refusal(error):
                 return True
+            if type(error).__name__ == 'ParamValidationError':  # an s3fs from before it could ask for that
+                return False
             raise ShardError(f"'{self.text}' cannot be written ({what(error)}): {MOVE}") from error
         return False
 
