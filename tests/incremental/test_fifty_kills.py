@@ -6,8 +6,8 @@ import random
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import groupby, product
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import calls
@@ -38,17 +38,17 @@ class Kill:
         operation: of which.
         strict: whether the ledger was stored after every chunk, as it is with slow work.
         hit: the process was still working.
-        after: moment of the kill, in seconds.
-        again: rows of which anything was computed a second time.
-        calls: calls that were made a second time.
+        first: number of the first call that the process noted in its round.
+        end: number of the last one, plus one.
+        again: rows that it had worked at, had not recorded, and of which anything was computed a second time.
     """
 
     operation: str
     strict: bool
     hit: bool
-    after: float
-    again: int
-    calls: int
+    first: int
+    end: int
+    again: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -89,8 +89,11 @@ class World:
         self.source.change(2 * share, self.draw)
         self.source.write()
 
-    def round(self, operation: str, *, kill: bool, strict: bool) -> Kill:
-        """Something to do, a process that is killed at it, a look at what there is; then the rest, and another look."""
+    def round(self, operation: str, *, kills: int, strict: bool, at: int = 0) -> list[Kill]:
+        """Something to do, processes killed at it one after the other, a look at what there is; then the rest of it.
+
+        At random moments; or `at` as many calls.
+        """
         self.rounds += 1
         before, factor = dict(self.source.rows), self.factor
         if operation in ('ingest', 'snapshot'):
@@ -104,23 +107,27 @@ class World:
             self.litter()
         pointer = latest_id(self.root)
         held = content(open_snapshot(self.root))
-        after = self.draw.uniform(0, self.lasts[operation, strict]) if kill else None
-        ended = self.child(operation, strict, after)
-        assert not ended.error, f'{ended.error}: {ended.message}'
-        if not kill:
+        made = []
+        for _ in range(kills or 1):
+            after = self.draw.uniform(0, self.lasts[operation, strict]) if kills and not at else None
+            begun = len(calls.noted(self.calls))
+            ended = self.child(operation, strict, after, at)
+            assert not ended.error, f'{ended.error}: {ended.message}'
+            logged.set_factor(self.factor)
+            self.check_rows(before, factor)
+            self.check_shards(pointer, held)
+            made.append(Kill(operation, strict, ended.killed, begun, len(calls.noted(self.calls))))
+        if not kills:
             self.lasts[operation, strict] = ended.seconds
-        done = calls.noted(self.calls)
-        logged.set_factor(self.factor)
-        self.check_rows(before, factor)
-        self.check_shards(pointer, held)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(calls.FILE, str(self.calls))
             self.finish()
             if self.thorough:
                 self.freeze()
-        return self.account(operation, strict, after, ended, done)
+        self.account(made)
+        return made if kills else []
 
-    def child(self, operation: str, strict: bool, after: float | None) -> Ended:
+    def child(self, operation: str, strict: bool, after: float | None, at: int) -> Ended:
         work: dict[str, dict[str, Any]] = {
             'ingest': {'directory': self.directory, 'manifest': str(self.source.manifest)},
             'apply': {'directory': self.directory},
@@ -130,7 +137,7 @@ class World:
         name = {'ingest': 'ingesting', 'apply': 'applying', 'snapshot': 'snapshotting', 'gc': 'collecting'}[operation]
         job = Job(
             work=f'logged:{name}', args={**work[operation], 'factor': self.factor, 'strict': strict},
-            env={calls.FILE: str(self.calls), calls.PAUSE: str(PAUSE_S)}, kill_after=after,
+            env={calls.FILE: str(self.calls), calls.PAUSE: str(PAUSE_S)}, kill_after=after, kill_at=at,
         )  # fmt: skip
         return self.forker.run(job)[0]
 
@@ -196,19 +203,20 @@ class World:
         assert {p.relative_to(self.root).as_posix() for p in self.root.rglob('*') if p.is_file()} == needed | {'LATEST'}
         self.check_shards(latest_id(self.root), content(open_snapshot(self.root)))
 
-    def account(self, operation: str, strict: bool, after: float | None, ended: Ended, done: list[tuple]) -> Kill:
-        """See what was computed twice: only rows whose making had not been recorded when the process died."""
-        all_calls = Counter(call for call in calls.noted(self.calls) if call[0] != 'recorded')
-        twice = {call: count - 1 for call, count in all_calls.items() if count > 1}
-        rows = {call[1] for call in twice}
-        recorded = max((place for place, call in enumerate(done) if call[0] == 'recorded'), default=-1)
-        assert rows <= {call[1] for call in done[recorded + 1 :] if call[0] != 'recorded'}
-        if strict:
-            assert len(rows) <= STRICT_CHUNK[operation], f'{operation}: {len(rows)} rows were made again'
-            assert set(twice.values()) <= {1}
-        if not ended.killed:
-            assert not twice
-        return Kill(operation, strict, ended.killed, after or 0.0, len(rows), sum(twice.values()))
+    def account(self, kills: list[Kill]) -> None:
+        """See what was computed twice: only rows whose making had not been recorded when a process died."""
+        noted = calls.noted(self.calls)
+        for kill in kills:
+            window = noted[kill.first : kill.end]
+            recorded = max((place for place, call in enumerate(window) if call[0] == 'recorded'), default=-1)
+            lost = {call[1] for call in window[recorded + 1 :] if call[0] != 'recorded'} if kill.hit else set()
+            kill.again = {call[1] for call in set(noted[: kill.end]) & set(noted[kill.end :]) if call[1:]} & lost
+        again = Counter(call for call in noted if call[0] != 'recorded')
+        assert {call[1] for call, count in again.items() if count > 1} <= set().union(*(each.again for each in kills))
+        for kill in kills:
+            if kill.strict:
+                assert len(kill.again) <= STRICT_CHUNK[kill.operation], f'{kill.operation}: {len(kill.again)} rows'
+        assert max(again.values(), default=0) <= 1 + sum(kill.hit for kill in kills)
 
 
 def _of(key: str, words: dict) -> dict:
@@ -216,12 +224,16 @@ def _of(key: str, words: dict) -> dict:
 
 
 def kill(world: World, operations: list[str]) -> list[Kill]:
-    """Measure each operation once, then a kill for each of the list."""
-    chosen = [(name, operations[:place].count(name) % 2 == 0) for place, name in enumerate(operations)]
-    for operation, strict in dict.fromkeys(chosen):
+    """Measure each operation once, then a kill for each of the list; equal neighbours are killed in a row."""
+    made: list[Kill] = []
+    counts: Counter[str] = Counter()
+    for operation, same in groupby(operations):
+        strict = counts[operation] % 2 == 0
+        counts[operation] += 1
         if (operation, strict) not in world.lasts:
-            world.round(operation, kill=False, strict=strict)
-    return [world.round(name, kill=True, strict=strict) for name, strict in chosen]
+            world.round(operation, kills=0, strict=strict)
+        made += world.round(operation, kills=len(list(same)), strict=strict)
+    return made
 
 
 def make(directory: str, tmp_path: Path, forker: Forker, *, rows: int, seed: int, thorough: bool) -> World:
@@ -238,11 +250,10 @@ def test_after_a_kill_nothing_is_lost_or_there_twice_and_a_chunk_at_most_is_made
     directory: str, tmp_path: Path, forker: Forker
 ) -> None:
     world = make(directory, tmp_path, forker, rows=40, seed=1, thorough=False)
-    world.lasts = {('ingest', True): 0.8, ('apply', True): 0.5}  # about
-    kills = kill(world, ['ingest', 'apply'])
+    kills = [*world.round('ingest', kills=1, strict=True, at=40), *world.round('apply', kills=1, strict=True, at=70)]
     world.freeze()
     world.clean()
-    assert [each.operation for each in kills] == ['ingest', 'apply']
+    assert [kill.hit for kill in kills] == [True, True]
 
 
 @pytest.mark.hardening
@@ -256,15 +267,10 @@ def test_fifty_kills(directory: str, tmp_path: Path, forker: Forker) -> None:
     world.clean()
     print(f'\n{len(kills)} kills in {time.monotonic() - started:.0f} s; each operation alone takes', end=' ')
     print(', '.join(f'{name} {seconds:.2f} s' for (name, strict), seconds in world.lasts.items() if not strict))
-    for name in OPERATIONS:
-        mine = [each for each in kills if each.operation == name]
-        for strict in (True, False):
-            some = [each for each in mine if each.strict == strict]
-            made = [each.again for each in some if each.hit]
-            print(
-                f'{name:<9} {"recorded after each chunk" if strict else "as by default":<26} {len(some):>2} kills, '
-                f'{len(made):>2} found it working; rows made again: {made}, {mean(made or [0]):.1f} on average; '
-                f'calls: {[each.calls for each in some if each.hit]}'
-            )
+    for name, strict in product(OPERATIONS, (True, False)):
+        mine = [each for each in kills if (each.operation, each.strict) == (name, strict)]
+        again = [len(each.again) for each in mine if each.hit]
+        how = 'recorded after each chunk' if strict else 'as by default'
+        print(f'{name:<9} {how:<26} {len(mine):>2} kills, {len(again):>2} at work; rows made again: {again}')
     assert len(kills) == 50
     assert sum(each.hit for each in kills) >= 30

@@ -173,6 +173,7 @@ def build(animals: list[str]) -> MultitaskModel:
     return MultitaskModel(encoders={'x': encoders.vector(1, 4)}, tasks=[classification('animal', animals)], hidden=4)
 
 
+@pytest.mark.slow
 def test_training_goes_on_with_a_new_class_once_the_head_is_told_of_it(zoo: Zoo, tmp_path: Path) -> None:
     def loader(snapshot: Any, split: str) -> DataLoader:
         return DataLoader(snapshot.split(split), batch_size=4, device='cpu')

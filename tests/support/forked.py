@@ -21,7 +21,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from calls import FILE
+
 LIMIT_S = 240.0
+LOOK_EVERY_S = 0.003
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,7 @@ class Job:
         env: additions to the environment.
         delay: seconds between the common start and this child's.
         kill_after: seconds from the common start to a SIGKILL; None for none.
+        kill_at: a SIGKILL once as many lines are in the file of `calls` that `env` names; 0 for none.
     """
 
     work: str
@@ -41,6 +45,7 @@ class Job:
     env: dict[str, str] = field(default_factory=dict)
     delay: float = 0.0
     kill_after: float | None = None
+    kill_at: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +122,11 @@ class _Child:
             os.write(self._go, b'g')
         os.close(self._go)
 
+    def calls(self) -> int:
+        """How many calls are noted."""
+        path = Path(self.job.env[FILE])
+        return path.read_bytes().count(b'\n') if path.exists() else 0
+
     def hear(self) -> bool:
         """Take what the child says; False once it has ended."""
         heard = os.read(self.out, 1 << 16)
@@ -165,9 +175,11 @@ def _play(jobs: list[Job]) -> list[dict[str, Any]]:
         for child in working:
             limit = LIMIT_S if child.job.kill_after is None else child.job.kill_after
             left[child.pid] = started + limit - time.monotonic()
-            if left[child.pid] <= 0:
+            if left[child.pid] <= 0 or (child.job.kill_at and child.calls() >= child.job.kill_at):
                 os.kill(child.pid, signal.SIGKILL)
         soonest = max(0.0, min((each for each in left.values() if each > 0), default=LIMIT_S))
+        if any(child.job.kill_at for child in working):
+            soonest = min(soonest, LOOK_EVERY_S)
         for out in select.select([child.out for child in working], [], [], soonest)[0]:
             next(child for child in working if child.out == out).hear()
     return [child.ended() for child in children]
