@@ -254,9 +254,14 @@ class Book:
         gaps.append((at, 2**62))
         return [row for first, last in gaps if first <= last for row in live_rows(self.tables[path], first, last)]
 
-    def keep(self) -> None:
-        """Store it, unless that was done just now: what a crash can leave unrecorded is a second of cheap work."""
-        if time.monotonic() - self._kept > KEEP_SHARE * self._cost:
+    def keep(self, *, at_once: bool = False) -> None:
+        """Store it, unless that was done just now: what a crash can leave unrecorded is a second of cheap work.
+
+        Args:
+            at_once: store it whenever that was. For what computes single columns: a row that is not recorded when the
+                process dies is so in all its columns, and one that was not even touched may be the dear one.
+        """
+        if at_once or time.monotonic() - self._kept > KEEP_SHARE * self._cost:
             started = time.monotonic()
             self.settle()
             self.save()

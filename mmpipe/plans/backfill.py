@@ -77,8 +77,8 @@ def backfill(
 ) -> list[str]:
     """Make the rows of some columns that are not made as the code is now.
 
-    Each chunk is a transaction of its own, and the ledger is stored as they go. What a kill leaves unrecorded is made
-    again: one chunk of slow work, or a second of cheap. Columns that read a column are computed with it.
+    Each chunk is a transaction of its own, and the ledger is stored behind each. What a kill leaves unrecorded is made
+    again: the rows of one chunk at most. Columns that read a column are computed with it.
 
     Args:
         base: a base table.
@@ -106,7 +106,7 @@ def backfill(
             for chunk in chunks(rows):
                 written = recompute_rows(book.tables[path], [column], chunk)
                 book.record(written)
-                book.keep()
+                book.keep(at_once=True)
                 done += len(chunk)
                 for name in written.columns:
                     owner, _, other = name.partition('.')
