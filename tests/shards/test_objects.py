@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import pickle
+import random
 import re
 import signal
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import fsspec
@@ -396,6 +400,43 @@ def race(url, rounds, seed):
     return lost
 
 
+class Apart(ObjectRoot):
+    """A root with a file system of its own, as in a process of its own."""
+
+    def __init__(self, url):
+        super().__init__(url)
+        self.own = fsspec.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
+
+    def _system(self):
+        return self.own
+
+
+@EVERYWHERE
+def test_two_threads_that_race_for_each_number_lose_nothing(url):
+    rounds, together, won, lost = 20, threading.Barrier(2), [], []
+    ObjectRoot(url).make_writable()
+
+    def writer(name, root, draw):
+        for number in range(rounds):
+            seen = root.latest()
+            together.wait(timeout=60)  # both have seen the same
+            time.sleep(draw.random() / 500)
+            identity = f'{name}{number:015d}'
+            try:
+                root.move(identity, seen)
+                won.append((number + 1, identity))
+            except Moved:
+                lost.append(number + 1)
+            together.wait(timeout=60)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(writer, 'ab', (Apart(url), Apart(url)), map(random.Random, (1, 2))))
+    assert sorted(number for number, _ in won) == sorted(lost) == list(range(1, rounds + 1))
+    assert {number: identity for number, (identity, _) in pointers(url).items()} == dict(won)
+    assert len({identity[0] for _, identity in won}) == 2  # neither wins always
+
+
+@pytest.mark.slow
 def test_two_processes_that_race_lose_nothing(s3, bucket):
     assert race(bucket, rounds=6, seed=0) > 0
 
