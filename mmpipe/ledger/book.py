@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from mmpipe.errors import StaleColumnError, StoreError
@@ -20,6 +20,7 @@ from mmpipe.ledger.prints import UNFILLED, UNKNOWN, ColumnName, Print, column_pr
 from mmpipe.ledger.spans import Spans
 from mmpipe.settings import counted_packages
 from mmpipe.store import (
+    Recomputed,
     Vector,
     Written,
     base_of,
@@ -38,6 +39,7 @@ from mmpipe.store import (
 DIRECTORY = 'mmpipe'
 TABLE = f'{DIRECTORY}/ledger'
 KEEP_SHARE = 20  # storing takes a twentieth of the time at most
+RECOMPUTED = 64  # runs of versions that are remembered; rows of forgotten ones are looked at whole
 RATE_ROWS = 32  # a rate of fewer rows is mostly of what is loaded before the first
 
 
@@ -111,6 +113,7 @@ class Book:
         for table_id, vector in self._stored.get('vectors', {}).items():
             self._vectors[table_id] = tuple(tuple(entry) for entry in vector)
         self._rates |= self._stored.get('rates', {})
+        self._recomputed = _recomputed(self._stored)
 
     def settle(self) -> None:
         """Take the record from rows that others wrote since the last time, all columns of such a row alike."""
@@ -155,6 +158,13 @@ class Book:
         for table_id, versions in written.writing.versions.items():
             if versions:
                 self._ours.setdefault(table_id, []).append(versions)
+                if written.recomputed:
+                    self._remember(
+                        Recomputed(
+                            table=table_id, first=versions[0], last=versions[-1],
+                            created=written.writing.created[table_id], columns=tuple(sorted(written.made)),
+                        )
+                    )  # fmt: skip
         for name in self.prints:
             self._record(name, written.writing.inserted)
         if not written.updated:
@@ -173,6 +183,14 @@ class Book:
                 if path not in entered:
                     entered[path] = self._entered(path) & set(written.updated)
                 self._record((path, column), entered[path])
+
+    def _remember(self, run: Recomputed) -> None:
+        """Keep a run of versions in which columns were computed again, with the one before it where it goes on."""
+        for i, before in enumerate(self._recomputed):
+            if (before.table, before.columns, before.last + 1) == (run.table, run.columns, run.first):
+                self._recomputed[i] = replace(run, first=before.first)
+                return
+        self._recomputed = [*self._recomputed, run][-RECOMPUTED:]
 
     def _entered(self, path: str) -> set[int]:
         """Base rows that were there at the last settling and came into a view since: all its columns were made then."""
@@ -290,7 +308,8 @@ class Book:
         vectors = {
             key: [list(entry) for entry in vector] for key, vector in sorted(self._vectors.items()) if key in known
         }
-        return {'columns': columns, 'vectors': vectors, 'rates': dict(self._rates)}
+        recomputed = [{**asdict(run), 'columns': list(run.columns)} for run in self._recomputed]
+        return {'columns': columns, 'vectors': vectors, 'rates': dict(self._rates), 'recomputed': recomputed}
 
     def _fresh(self, now: Print, older: Print) -> bool:
         return now.fresh(older, self._counted)
@@ -345,6 +364,19 @@ def refuse_stale(table: Any, columns: Collection[tuple[str, str]]) -> None:
                 f"'{what}' holds {state.stale:,} rows made otherwise than the code would make them now ({state.why}). "
                 f'Run `mmpipe apply PIPELINE` to make them again, or pass allow_stale=True to take them as they are.'
             )
+
+
+def recomputed(table: Any) -> list[Recomputed]:
+    """The versions of a base table and its views in which mmpipe computed columns again and changed nothing else.
+
+    Args:
+        table: any table or view of the tree.
+    """
+    return _recomputed(_read(id_of(base_of(table))))
+
+
+def _recomputed(stored: Mapping[str, Any]) -> list[Recomputed]:
+    return [Recomputed(**{**run, 'columns': tuple(run['columns'])}) for run in stored.get('recomputed', ())]
 
 
 def _ascending(bounds: Iterable[int]) -> list[int]:

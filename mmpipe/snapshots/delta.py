@@ -119,16 +119,26 @@ class Delta:
         self._rows = {shard.block: shard.rows for shard in self._there if '_key' in shard.fields}
         self._next = 1 + max(self._rows, default=-1)
 
+    def stays(self, rowid: str, row: PageRow) -> bool:
+        """Whether a row lies in the old snapshot under its key and split, so that some of its values are enough."""
+        return rowid in self.old.position and not self._moved(rowid, row)
+
     def take(self, rowid: str, row: PageRow) -> None:
-        """Write what the old snapshot has not: the row, some fields of it, or nothing."""
-        digests = {item.name: content_digest(item, row.values[item.name]) for item in self.fields}
+        """Write what the old snapshot has not: the row, some fields of it, or nothing.
+
+        Args:
+            rowid: the store's name of the row; they come in the order of the old snapshot.
+            row: its values; of a row that stays, those of some fields are enough.
+        """
+        read = [item for item in self.fields if item.name in row.values]
+        digests = {item.name: content_digest(item, row.values[item.name]) for item in read}
         if rowid not in self.old.position:
             self.inserted += 1
             self._append(rowid, row, digests)
             return
-        stale = {item.name for item in self.fields if item.name in self.anew
+        stale = {item.name for item in read if item.name in self.anew
                  or self.old.value(rowid, f'_digest.{item.name}') != digests[item.name]}  # fmt: skip
-        moved = (self.old.value(rowid, '_key'), self.old.value(rowid, '_split')) != (row.key, row.split)
+        moved = self._moved(rowid, row)
         if not stale and not moved:
             self.compared += 1
             return
@@ -184,6 +194,9 @@ class Delta:
         """Leave no file half-written behind."""
         for writer in self._columns.values():
             writer.abandon()
+
+    def _moved(self, rowid: str, row: PageRow) -> bool:
+        return (self.old.value(rowid, '_key'), self.old.value(rowid, '_split')) != (row.key, row.split)
 
     def _mask(self, rowid: str) -> None:
         self.dropped.append(self.old.place(rowid))

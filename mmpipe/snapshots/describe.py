@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -65,34 +65,50 @@ def written_anew(previous: Snapshot | None, described: Sequence[Field]) -> froze
 
 
 def grow_vocabularies(
-    view: TrainingView, specs: Mapping[str, FieldSpec], described: list[Field], upserts: Sequence[Rowid], page_rows: int
+    view: TrainingView,
+    specs: Mapping[str, FieldSpec],
+    described: list[Field],
+    rows: Sequence[tuple[Sequence[Rowid], Collection[str]]],
+    page_rows: int,
 ) -> list[Field]:
     """Append the words that new rows bring: those of the training split first, each group in alphabetical order.
+
+    Args:
+        view: the training view.
+        specs: its fields, resolved.
+        described: the fields as they are stored so far.
+        rows: rowids, and the fields that may be new in them.
+        page_rows: rows read at a time for all fields; of words alone, more are.
 
     Raises:
         LabelError: a value that is no string, or no list of strings; names field and row.
     """
     open_fields = [f for f in described if f.vocabulary is not None and specs[f.name].vocabulary is None]
-    if not open_fields or not upserts:
-        return described
     seen: dict[str, dict[bool, set[str]]] = {f.name: {True: set(), False: set()} for f in open_fields}
     keys = key_expressions(view)
-    expressions = {**keys, **{f'v{i}': specs[f.name].expression for i, f in enumerate(open_fields)}}
-    if view.split is not None:
-        expressions['mmpipe_split'] = view.split
-    for page in pages(upserts, page_rows * 16):
-        for rowid, row in read_rows(view, page, expressions).items():
-            for i, item in enumerate(open_fields):
-                value = row[f'v{i}']
-                words = [] if value is None else [value] if item.kind == 'label' else value
-                if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-                    wanted = 'a string' if item.kind == 'label' else 'a list of strings'
-                    raise LabelError(
-                        f"field '{item.name}' holds {value!r:.60} in row '{key_of(rowid, row, keys)}', and it wants "
-                        f'{wanted}. Correct the row.'
-                    )
-                seen[item.name][row.get('mmpipe_split') == 'train'].update(words)
+    for rowids, names in rows:
+        fields = [item for item in open_fields if item.name in names]
+        if not fields:
+            continue
+        expressions = {**keys, **{f'v{i}': specs[item.name].expression for i, item in enumerate(fields)}}
+        if view.split is not None:
+            expressions['mmpipe_split'] = view.split
+        for page in pages(rowids, page_rows * 16):
+            for rowid, row in read_rows(view, page, expressions).items():
+                for i, item in enumerate(fields):
+                    words = _words(item, row[f'v{i}'], key_of(rowid, row, keys))
+                    seen[item.name][row.get('mmpipe_split') == 'train'].update(words)
     return [
         f.grown(sorted(seen[f.name][True])).grown(sorted(seen[f.name][False])) if f.name in seen else f
         for f in described
     ]
+
+
+def _words(item: Field, value: Any, key: str) -> list[str]:
+    words = [] if value is None else [value] if item.kind == 'label' else value
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        wanted = 'a string' if item.kind == 'label' else 'a list of strings'
+        raise LabelError(
+            f"field '{item.name}' holds {value!r:.60} in row '{key}', and it wants {wanted}. Correct the row."
+        )
+    return words

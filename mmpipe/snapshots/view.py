@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from mmpipe.errors import SnapshotError
+from mmpipe.ledger import recomputed
 from mmpipe.snapshots.field import FieldSpec, as_spec
 from mmpipe.sources.origin import ORIGIN
 from mmpipe.store import (
+    Changes,
     Join,
     Rowid,
     Vector,
     base_of,
+    changed_otherwise,
     changes_since,
     column_types,
     computed_columns,
@@ -39,6 +43,29 @@ from mmpipe.store.expressions import (
     tables_behind,
 )
 
+Behind = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""Path of a table to its columns that an expression reads, directly or not, with Pixeltable's metadata of each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """Rows that a new snapshot has to look at.
+
+    Args:
+        rows: rows that may be new, or changed in anything.
+        some: rows of which some fields may have changed, and nothing else.
+        fields: these fields.
+        gone: rows that are gone; None for every row that is not looked at.
+    """
+
+    rows: tuple[Rowid, ...]
+    some: tuple[Rowid, ...] = ()
+    fields: frozenset[str] = frozenset()
+    gone: tuple[Rowid, ...] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.rows or self.some or self.gone is None or self.gone)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingView:
@@ -52,8 +79,10 @@ class TrainingView:
         split: expression that gives each row's split; None for no splits.
         joins: the tables that are joined to it.
         pooled: tables whose rows pooled fields aggregate, by path: component views, and joined tables.
-        media: base media columns that some field reads, directly or through computed columns, and whose files are
-            recorded, by the path of the table or view; none for a table that `mm.ingest` did not fill.
+        behind: what each field reads.
+        choices: what the filter, the split and each join read, by these names and numbers.
+        files: recorded media columns by the path of the table or view that reads them, with the path of the table
+            whose `origin` names their files; none of a table that `mm.ingest` did not fill.
         computed: (id of the table, name) of the stored computed columns that fields may be.
         chosen: the query as given, when its rows depend on each other.
     """
@@ -64,9 +93,31 @@ class TrainingView:
     split: Any
     joins: tuple[Join, ...]
     pooled: Mapping[str, Any]
-    media: Mapping[str, tuple[str, ...]]
+    behind: Mapping[str, Behind]
+    choices: Mapping[str, Behind]
+    files: Mapping[str, tuple[str, frozenset[str]]]
     computed: frozenset[tuple[str, str]] = frozenset()
     chosen: Any = None
+
+    @cached_property
+    def media(self) -> dict[str, frozenset[str]]:
+        """Media columns that some field reads, and whose files are recorded, by the path of the table with `origin`."""
+        found: dict[str, frozenset[str]] = {}
+        for each in self.behind.values():
+            for path, columns in each.items():
+                over, media = self.files.get(path, (path, frozenset()))
+                if media & columns.keys():
+                    found[over] = found.get(over, frozenset()) | (media & columns.keys())
+        return found
+
+    def only(self, names: Collection[str]) -> TrainingView:
+        """The same rows with some of the fields."""
+        specs = {name: spec for name, spec in self.specs.items() if name in names}
+        pooled = {pooled_path(self.pooled, spec) for spec in specs.values() if spec.pooled}
+        return replace(
+            self, specs=specs, behind={name: self.behind[name] for name in specs},
+            pooled={path: table for path, table in self.pooled.items() if path in pooled},
+        )  # fmt: skip
 
     def sources(self) -> dict[str, Any]:
         """Every table and view that is read, by path."""
@@ -79,14 +130,17 @@ class TrainingView:
 
     def definition(self) -> dict[str, Any]:
         """What defines the snapshot besides data, as JSON values: an old one can be extended while it is the same."""
-        known: dict[int, Any] = {}
+        own = path_of(self.table)
         fields = {
-            name: {**spec.identity(), 'columns': self._columns(self._over(spec), spec.expression, known)}
+            name: {
+                **spec.identity(),
+                'columns': _versions(self.behind[name], pooled_path(self.pooled, spec) if spec.pooled else own),
+            }
             for name, spec in self.specs.items()
         }
-        found: dict[str, Any] = {'table': path_of(self.table)}
+        found: dict[str, Any] = {'table': own}
         for name, choice in (('filter', filter_of(self.query)), ('split', self.split)):
-            columns = None if choice is None else self._columns(self.table, choice, known)
+            columns = None if choice is None else _versions(self.choices[name], own)
             found[name] = None if choice is None else {'expression': str(choice), 'columns': columns}
         if self.joins:
             found['joins'] = [
@@ -94,9 +148,9 @@ class TrainingView:
                     'table': path_of(join.table),
                     'how': join.how,
                     'on': str(join),
-                    'columns': [self._columns(self.table, side, known) for side in (*join.left, *join.right)],
+                    'columns': _versions(self.choices[str(i)], own),
                 }
-                for join in self.joins
+                for i, join in enumerate(self.joins)
             ]
         if self.chosen is not None:
             found['rows'] = chosen_by(self.chosen)
@@ -104,70 +158,95 @@ class TrainingView:
 
     def columns(self) -> list[tuple[Any, set[tuple[str, str]]]]:
         """(table or view, column) of every column that is read, directly or not, with the base table of each tree."""
-        known: dict[int, Any] = {}
-        sides = [side for join in self.joins for side in (*join.left, *join.right)]
-        read = [(self.table, each) for each in (filter_of(self.query), self.split, *sides) if each is not None]
-        read += [(self._over(spec), spec.expression) for spec in self.specs.values()]
+        tables = self.sources()
         found: dict[str, tuple[Any, set[tuple[str, str]]]] = {}
-        for table, expression in read:
-            for each in self._behind(table).values():
-                base = base_of(each)
-                behind = lineage(each, expression, known)
-                found.setdefault(path_of(base), (base, set()))[1].update(
-                    (md['defined_in'], n) for n, md in behind.items()
-                )
+        for each in (*self.behind.values(), *self.choices.values()):
+            for path, columns in each.items():
+                base = base_of(tables[path])
+                read = {(md['defined_in'], name) for name, md in columns.items()}
+                found.setdefault(path_of(base), (base, set()))[1].update(read)
         return list(found.values())
 
-    def candidates(self, since: Mapping[str, Vector] | None) -> tuple[list[Rowid], list[Rowid] | None]:
-        """Rows that may be new or changed, and rows that are gone; None for "every row that is not a candidate".
+    def candidates(self, since: Mapping[str, Vector] | None, anew: Collection[str] = ()) -> Candidates:
+        """Rows that may be new or changed, and rows that are gone.
 
         Args:
             since: version vectors of an earlier snapshot; None to take every row.
+            anew: fields of which every row has to be looked at.
 
         Raises:
             StoreError: the tables were reverted or made again since.
         """
         if self.chosen is not None:
-            return rowids_of(self.chosen, self.table), None
+            return Candidates(rows=tuple(rowids_of(self.chosen, self.table)))
         if since is None:
-            return list(changes_since(self.table, None).inserted), None
+            return Candidates(rows=changes_since(self.table, None).inserted)
         changes = changes_since(self.table, since[path_of(self.table)])
-        upserts = set(changes.inserted) | set(changes.updated)
+        rows, some = set(changes.inserted), set(changes.updated)
+        parts = {}
         joined = {path_of(join.table) for join in self.joins}
         for path, table in self.pooled.items():
             if path not in joined:
-                upserts |= {rowid[:1] for rowid in _touched(table, since[path])}
+                parts[path] = changes_since(table, since[path])
+                rows |= {rowid[:1] for kind in (parts[path].inserted, parts[path].deleted) for rowid in kind}
+                some |= {rowid[:1] for rowid in parts[path].updated}
         for join in self.joins:
             then = since[path_of(join.table)]
             touched = _touched(join.table, then)
             if touched:
-                upserts |= rows_with(join, self.table, values_since(join.table, join.right, sorted(touched), then))
+                rows |= rows_with(join, self.table, values_since(join.table, join.right, sorted(touched), then))
+        fields: set[str] = set(anew)
+        if some:
+            otherwise, columns = self._changed_otherwise(changes, parts, since)
+            if self._reads(self.choices, columns):
+                otherwise = some
+            rows |= otherwise & some
+            fields |= {name for name, each in self.behind.items() if self._reads({name: each}, columns)}
         gone = set(changes.deleted)
-        return sorted(upserts - gone), sorted(gone)
+        rows -= gone
+        if anew:
+            some = set(changes_since(self.table, None).inserted)
+        some = some - rows - gone if fields else set()
+        return Candidates(
+            rows=tuple(sorted(rows)), some=tuple(sorted(some)), fields=frozenset(fields), gone=tuple(sorted(gone))
+        )
 
     def pooled_join(self, spec: FieldSpec) -> Join | None:
         """The join whose rows a pooled field aggregates; None where it aggregates a component view."""
         path = pooled_path(self.pooled, spec)
         return next((join for join in self.joins if path_of(join.table) == path), None)
 
-    def _over(self, spec: FieldSpec) -> Any:
-        return self.pooled[pooled_path(self.pooled, spec)] if spec.pooled else self.table
+    def _changed_otherwise(
+        self, changes: Changes, parts: Mapping[str, Changes], since: Mapping[str, Vector]
+    ) -> tuple[set[Rowid], set[str]]:
+        """Updated rows of which more changed than columns that mmpipe computed again, and the columns it did."""
+        known = recomputed(self.table)
+        own = path_of(self.table)
+        otherwise, columns = changed_otherwise(self.table, changes.updated, since[own], known)
+        for path, part in parts.items():
+            more, others = changed_otherwise(self.pooled[path], part.updated, since[path], known)
+            otherwise |= {rowid[:1] for rowid in more}
+            columns |= others
+        return otherwise, columns
 
-    def _behind(self, table: Any) -> dict[str, Any]:
-        """What an expression over a table may read, by path: with the table of the view, what is joined to it."""
-        if table is not self.table:
-            return {path_of(table): table}
-        return {path_of(each): each for each in (table, *(join.table for join in self.joins))}
+    def _reads(self, behind: Mapping[str, Behind], columns: Collection[str]) -> bool:
+        return any(
+            f'{md["defined_in"]}.{name}' in columns
+            for each in behind.values()
+            for read in each.values()
+            for name, md in read.items()
+        )
 
-    def _columns(self, table: Any, expression: Any, known: dict[int, Any]) -> dict[str, list[Any]]:
-        """The columns behind an expression: a column added in place leaves no mark on the rows, only here."""
-        return {
-            column if each is table else f'{path}.{column}': [
-                md[name] for name in ('defined_in', 'computed_with', 'version_added')
-            ]
-            for path, each in self._behind(table).items()
-            for column, md in sorted(lineage(each, expression, known).items())
-        }
+
+def _versions(behind: Behind, own: str) -> dict[str, list[Any]]:
+    """The columns behind an expression: a column added in place leaves no mark on the rows, only here."""
+    return {
+        column if path == own else f'{path}.{column}': [
+            md[name] for name in ('defined_in', 'computed_with', 'version_added')
+        ]
+        for path, columns in behind.items()
+        for column, md in sorted(columns.items())
+    }
 
 
 def _touched(table: Any, since: Vector) -> set[Rowid]:
@@ -206,7 +285,7 @@ def training_view(query: Any, fields: Mapping[str, Any], split: Any, *, whole: b
     visible = {entry[0] for each in partners for entry in version_vector(each)}
     pooled: dict[str, Any] = {}
     known: dict[int, Any] = {}
-    media: dict[str, set[str]] = {}
+    behind: dict[str, Behind] = {}
     for name, spec in specs.items():
         if not is_expression(spec.expression):
             raise SnapshotError(
@@ -219,8 +298,7 @@ def training_view(query: Any, fields: Mapping[str, Any], split: Any, *, whole: b
             pooled[path_of(over[0])] = over[0]
         elif not owners_of(spec.expression) <= visible:
             raise SnapshotError(_not_visible(name, spec, table, joins))
-        for each in over:
-            media.setdefault(path_of(each), set()).update(lineage(each, spec.expression, known))
+        behind[name] = {path_of(each): lineage(each, spec.expression, known) for each in over}
     if split is None and 'split' in columns_in_scope(table):
         split = table.split
     if split is not None and not (is_expression(split) and split.col_type.is_string_type()):
@@ -228,11 +306,23 @@ def training_view(query: Any, fields: Mapping[str, Any], split: Any, *, whole: b
         raise SnapshotError(
             f"the split of '{path_of(table)}' is {kind}, and it wants a string expression: split=split_of(...)"
         )
-    view = TrainingView(
-        table=table, query=query, specs=specs, split=split, joins=tuple(joins), pooled=pooled, media={},
-        computed=frozenset(pair for each in partners for pair in _computed(each)), chosen=chosen,
+    every = [table, *(join.table for join in joins)]
+    choices: dict[str, Behind] = {}
+    for label, sides in (
+        ('filter', [filter_of(query)]), ('split', [split]),
+        *((str(i), [*join.left, *join.right]) for i, join in enumerate(joins)),
+    ):  # fmt: skip
+        read: dict[str, dict[str, Any]] = {path_of(each): {} for each in every}
+        for side in sides:
+            for each in every if side is not None else ():
+                read[path_of(each)].update(lineage(each, side, known))
+        choices[label] = read
+    tables = {path_of(each): each for each in (*every, *pooled.values())}
+    return TrainingView(
+        table=table, query=query, specs=specs, split=split, joins=tuple(joins), pooled=pooled, behind=behind,
+        choices=choices, files=_files(table, tables), chosen=chosen,
+        computed=frozenset(pair for each in partners for pair in _computed(each)),
     )  # fmt: skip
-    return replace(view, media=_recorded_media(view, media))
 
 
 def _not_visible(name: str, spec: FieldSpec, table: Any, joins: Sequence[Join]) -> str:
@@ -255,21 +345,19 @@ def _computed(table: Any) -> Iterator[tuple[str, str]]:
         table = table.get_base_table()
 
 
-def _recorded_media(view: TrainingView, read: Mapping[str, Collection[str]]) -> dict[str, tuple[str, ...]]:
-    """Media columns of each base table that are read, where `mm.ingest` recorded their files.
+def _files(table: Any, tables: Mapping[str, Any]) -> dict[str, tuple[str, frozenset[str]]]:
+    """Media columns of each table whose files `mm.ingest` recorded, and the path of the table to ask for `origin`.
 
     Component views share the files of the base of the view's table, and are looked at with its rows.
     """
-    found: dict[str, set[str]] = {}
-    for path, table in view.sources().items():
-        base = base_of(table)
+    found = {}
+    for path, each in tables.items():
+        base = base_of(each)
         types = column_types(base)
-        if path in read and ORIGIN in types and types[ORIGIN].is_json_type():
-            own = path_of(base) == path_of(base_of(view.table))
-            found.setdefault(path_of(view.table) if own else path, set()).update(
-                set(read[path]) & set(media_columns(base))
-            )
-    return {path: tuple(sorted(columns)) for path, columns in found.items() if columns}
+        if ORIGIN in types and types[ORIGIN].is_json_type():
+            own = path_of(base) == path_of(base_of(table))
+            found[path] = path_of(table) if own else path, frozenset(media_columns(base))
+    return found
 
 
 def _pooled_over(name: str, spec: FieldSpec, table: Any, joins: Sequence[Join]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -19,8 +19,8 @@ from mmpipe.shards.root import Moved, Root, place_of, root_of
 from mmpipe.snapshots.delta import Delta, Old, text_of
 from mmpipe.snapshots.describe import describe, grow_vocabularies, written_anew
 from mmpipe.snapshots.field import FieldSpec
-from mmpipe.snapshots.read import read_page
-from mmpipe.snapshots.view import TrainingView, training_view
+from mmpipe.snapshots.read import PageRow, read_page
+from mmpipe.snapshots.view import Candidates, TrainingView, training_view
 from mmpipe.store import Rowid, Vector, pages, path_of, writer_lock
 
 ATTEMPTS = 3
@@ -199,26 +199,27 @@ def _attempt(
     definition = view.definition()
     pointer = root.latest()
     previous = open_snapshot(root, pointer.id) if pointer is not None else None
-    whole = _why_whole(definition, previous, full)
-    upserts, gone, lost = _candidates(view, None if whole else previous)
+    whole, redeclared = _why_whole(definition, previous, full)
+    found, lost = _candidates(view, None if whole and redeclared is None else previous, redeclared or ())
     whole = whole or lost
-    if previous is not None and not whole and not upserts and not gone:
+    if previous is not None and not whole and not found:
         return SnapshotReport(snapshot=previous, table=path_of(view.table))
     specs, described = describe(view, previous)
     anew = written_anew(previous, described)
-    if anew and not whole:  # the declarations are the same, and the values have another form
-        whole = f'the form of {", ".join(sorted(anew))}'
-        upserts, gone, _ = _candidates(view, None)
-    if not upserts and previous is None:
+    if found.gone is not None and not anew <= found.fields:  # the same declarations, and values of another form
+        whole = whole or f'the form of {", ".join(sorted(anew))}'
+        found, _ = _candidates(view, previous, {*(redeclared or ()), *anew})
+    if not found.rows and previous is None:
         raise SnapshotError(
             f"'{path_of(view.table)}' has no rows to freeze. Ingest rows first (`mmpipe ingest PIPELINE FOLDER`), or "
             f'widen the filter.'
         )
-    described = grow_vocabularies(view, specs, described, upserts, page_rows)
-    old = Old(previous, None if gone is None else [text_of(rowid) for rowid in (*upserts, *gone)])
+    described = grow_vocabularies(view, specs, described, [(found.rows, specs), (found.some, found.fields)], page_rows)
+    looked = None if found.gone is None else [text_of(rowid) for rowid in (*found.rows, *found.some, *found.gone)]
+    old = Old(previous, looked)
     delta = Delta(root=root, fields=described, old=old, anew=anew)
     try:
-        kept = _take(delta, view, specs, upserts, page_rows, progress)
+        kept = _take(delta, view, specs, found, page_rows, progress)
         for name in old.position.keys() - kept:
             delta.drop(name)
         shards = delta.finish()
@@ -253,48 +254,61 @@ def _take(
     delta: Delta,
     view: TrainingView,
     specs: Mapping[str, FieldSpec],
-    upserts: Sequence[Rowid],
+    candidates: Candidates,
     page_rows: int,
     progress: Progress | None,
 ) -> set[str]:
     """Read the candidates page by page into a delta; returns the names of those that the filter lets through."""
     kept: set[str] = set()
     done = 0
+    some, part = frozenset(candidates.some), view.only(candidates.fields)
+    few = {name: spec for name, spec in specs.items() if name in candidates.fields}
+    every = [*candidates.rows, *candidates.some]
     with ThreadPoolExecutor(cores()) as pool:
-        for page in pages(delta.old.in_order(upserts), page_rows):
-            found = read_page(view, specs, page, pool)
+        for page in pages(delta.old.in_order(every), page_rows):
+            found: dict[Rowid, PageRow] = {}
+            mine = [rowid for rowid in page if rowid in some]
+            if mine:
+                partly = read_page(part, few, mine, pool)
+                found = {rowid: row for rowid, row in partly.items() if delta.stays(text_of(rowid), row)}
+            rest = [rowid for rowid in page if rowid not in found]
+            if rest:
+                found |= read_page(view, specs, rest, pool)
             for rowid in page:
                 if rowid in found:
                     delta.take(text_of(rowid), found[rowid])
                     kept.add(text_of(rowid))
             done += len(page)
             if progress is not None:
-                progress('snapshot', done, len(upserts), 'rows')
+                progress('snapshot', done, len(every), 'rows')
     return kept
 
 
-def _candidates(view: TrainingView, previous: Snapshot | None) -> tuple[list[Rowid], list[Rowid] | None, str]:
-    """Rows that may be new or changed since a snapshot, rows that are gone, and why it is every row if it is."""
+def _candidates(view: TrainingView, previous: Snapshot | None, anew: Collection[str] = ()) -> tuple[Candidates, str]:
+    """Rows to look at for a snapshot behind another, and why it is every row if it is."""
     if previous is None:
-        return *view.candidates(None), ''
+        return view.candidates(None), ''
+    if not previous.versions:
+        return view.candidates(None), f'the versions that snapshot {previous.id} is pinned to are lost'
     since = {path: tuple(tuple(entry) for entry in vector) for path, vector in previous.versions.items()}
     try:
-        return *view.candidates(since), ''
+        return view.candidates(since, anew), ''
     except StoreError as error:
-        return *view.candidates(None), str(error)
+        return view.candidates(None), str(error)
 
 
-def _why_whole(definition: Mapping[str, Any], previous: Snapshot | None, full: bool) -> str:
-    """Why every row has to be looked at; '' when the change feed tells which."""
+def _why_whole(
+    definition: Mapping[str, Any], previous: Snapshot | None, full: bool
+) -> tuple[str, Collection[str] | None]:
+    """Why every row has to be looked at, '' when the change feed tells which; and the fields for which, if not all."""
     if full:
-        return 'full=True'
+        return 'full=True', None
     if previous is None:
-        return 'first snapshot'
+        return 'first snapshot', None
     before = previous.manifest.source
-    changed = [name for name in definition if definition[name] != before.get(name)]
+    changed = [name for name in {**before, **definition} if definition.get(name) != before.get(name)]
     if changed == ['fields']:
         fields, old = definition['fields'], before.get('fields') or {}
-        changed = [name for name in fields if fields[name] != old.get(name)] or changed
-    if changed:
-        return f'changed: {", ".join(changed)}'
-    return '' if previous.versions else f'the versions that snapshot {previous.id} is pinned to are lost'
+        names = [name for name in fields if fields[name] != old.get(name)]
+        return f'changed: {", ".join(names or changed)}', names
+    return (f'changed: {", ".join(changed)}', None) if changed else ('', None)

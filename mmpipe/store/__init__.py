@@ -13,8 +13,10 @@ from mmpipe.store.expressions import id_of
 from mmpipe.store.failure import machine_failure
 from mmpipe.store.feed import (
     Changes,
+    Recomputed,
     Rowid,
     Vector,
+    changed_otherwise,
     changes_since,
     live_by_span,
     live_rows,
@@ -46,12 +48,12 @@ from mmpipe.store.write import Written, delete_rows, recompute_rows, replace_row
 from mmpipe.store.writing import Writing, writing
 
 __all__ = [
-    'Changes', 'Join', 'Made', 'Rowid', 'Vector', 'Writing', 'Written', 'base_of', 'carry_out_column', 'cell_errors',
-    'changes_since', 'column_functions', 'column_types', 'computed_columns', 'declared_models', 'default_time_zone',
-    'delete_rows', 'failed_cells', 'failed_rows', 'file_of', 'id_of', 'joins_of', 'keys_where', 'lineage',
-    'live_by_span', 'live_rows', 'machine_failure', 'made_columns', 'media_columns', 'narrowed', 'next_row_id',
-    'pages', 'path_of', 'primary_key', 'recompute_rows', 'refusal', 'refused_addition', 'replace_rows',
-    'rowid_expressions', 'rowid_width', 'rowids_of', 'rows_where', 'rows_with', 'rows_with_keys', 'select_joined',
-    'select_rows', 'start', 'stop_postgres', 'table_of', 'tables_in', 'tree_of', 'update_rows', 'values_since',
-    'version_vector', 'views_of', 'writer_lock', 'writing', 'written_since',
+    'Changes', 'Join', 'Made', 'Recomputed', 'Rowid', 'Vector', 'Writing', 'Written', 'base_of', 'carry_out_column',
+    'cell_errors', 'changed_otherwise', 'changes_since', 'column_functions', 'column_types', 'computed_columns',
+    'declared_models', 'default_time_zone', 'delete_rows', 'failed_cells', 'failed_rows', 'file_of', 'id_of',
+    'joins_of', 'keys_where', 'lineage', 'live_by_span', 'live_rows', 'machine_failure', 'made_columns',
+    'media_columns', 'narrowed', 'next_row_id', 'pages', 'path_of', 'primary_key', 'recompute_rows', 'refusal',
+    'refused_addition', 'replace_rows', 'rowid_expressions', 'rowid_width', 'rowids_of', 'rows_where', 'rows_with',
+    'rows_with_keys', 'select_joined', 'select_rows', 'start', 'stop_postgres', 'table_of', 'tables_in', 'tree_of',
+    'update_rows', 'values_since', 'version_vector', 'views_of', 'writer_lock', 'writing', 'written_since',
 ]  # fmt: skip

@@ -120,6 +120,65 @@ def changes_since(table: Any, since: Vector | None) -> Changes:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Recomputed:
+    """Versions of a table in which nothing but some computed columns of rows changed.
+
+    Args:
+        table: id of the table.
+        first: the first version.
+        last: the last.
+        created: when the last was created: after a revert, its number stands for another version.
+        columns: the columns, as 'table.column'.
+    """
+
+    table: str
+    first: int
+    last: int
+    created: float
+    columns: tuple[str, ...]
+
+
+def changed_otherwise(
+    table: Any, rowids: Sequence[Rowid], since: Vector, recomputed: Sequence[Recomputed]
+) -> tuple[set[Rowid], set[str]]:
+    """Which of the rows updated since a version vector changed in more than columns that were computed again.
+
+    Args:
+        table: as `changes_since` takes it.
+        rowids: rows that it calls updated.
+        since: the version vector.
+        recomputed: what is known of versions since; those of a time before a revert are left out.
+
+    Returns:
+        The rows, and the columns that changed of all others, as 'table.column'.
+    """
+    from pixeltable.metadata.schema import TableVersion
+
+    then = {entry[0]: entry[1] for entry in since}
+    with _read(table) as connection:
+        known = []
+        for each in recomputed:
+            query = sql.select(TableVersion.md).where(
+                TableVersion.tbl_id == each.table, TableVersion.version == each.last
+            )
+            stored = connection.execute(query).scalar() if each.last > then.get(each.table, each.last) else None
+            if stored is not None and stored['created_at'] == each.created:
+                known.append(each)
+        prefixes: set[Rowid] = set()
+        for tv in _chain(table):
+            store = tv.store_tbl
+            newer = [store.v_min_col > then[str(tv.id)]]
+            newer += [
+                sql.not_(store.v_min_col.between(each.first, each.last)) for each in known if each.table == str(tv.id)
+            ]
+            # Of every version since, not of the live one alone: a change may lie under a row computed again later.
+            prefixes |= {tuple(row) for row in connection.execute(sql.select(*store.rowid_columns()).where(*newer))}
+    widths = {len(prefix) for prefix in prefixes}
+    otherwise = {rowid for rowid in rowids if any(rowid[:width] in prefixes for width in widths)}
+    return otherwise, {column for each in known for column in each.columns}
+
+
 def values_since(table: Any, columns: Sequence[Any], rowids: Sequence[Rowid], since: Vector) -> list[list[Any]]:
     """Every value that stored columns of some rows have had since a version vector, those of deleted rows included.
 

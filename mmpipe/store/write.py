@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sqlalchemy as sql
@@ -31,6 +31,7 @@ class Written:
         writing: row ids and versions that it made.
         updated: row ids of rows that were there before.
         made: columns that were computed for those, as 'table.column'.
+        recomputed: whether nothing else of those rows changed.
     """
 
     rows: int = 0
@@ -40,6 +41,7 @@ class Written:
     writing: Writing = field(default_factory=Writing)
     updated: tuple[int, ...] = ()
     made: tuple[str, ...] = ()
+    recomputed: bool = False
 
 
 def _rowids(table: Any, keys: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], int]:
@@ -165,7 +167,7 @@ def recompute_rows(table: Any, columns: Sequence[str], rowids: Sequence[int]) ->
     """
     with writing(table) as done:
         status = table.recompute_columns(*columns, where=_among(table, rowids), cascade=True)
-    return _rewritten(status, done, rowids)
+    return replace(_rewritten(status, done, rowids), recomputed=True)
 
 
 def _rewritten(status: Any, done: Writing, rowids: Iterable[int]) -> Written:

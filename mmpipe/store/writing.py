@@ -15,10 +15,12 @@ class Writing:
     Args:
         inserted: row ids that it gave out.
         versions: table id to the versions that it made.
+        created: table id to the time of creation of the last of them, as `version_vector` has it.
     """
 
     inserted: range = range(0)
     versions: dict[str, range] = field(default_factory=dict)
+    created: dict[str, float] = field(default_factory=dict)
 
 
 @contextmanager
@@ -38,12 +40,15 @@ def writing(table: Any) -> Iterator[Writing]:
         yield done
         after = _versions(top)
         done.inserted = range(first, path.get_tbl_versions()[-1].get().next_row_id)
-        done.versions = {name: range(before.get(name, version) + 1, version + 1) for name, version in after.items()}
+        done.versions = {
+            name: range(before.get(name, (number,))[0] + 1, number + 1) for name, (number, _) in after.items()
+        }
+        done.created = {name: created for name, (_, created) in after.items()}
 
 
-def _versions(handle: Any) -> dict[str, int]:
+def _versions(handle: Any) -> dict[str, tuple[int, float]]:
     version = handle.get()
-    found = {str(version.id): version.version}
+    found = {str(version.id): (version.version, version.created_at)}
     for view in version.mutable_views:
         found |= _versions(view)
     return found

@@ -5,15 +5,14 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
-from pathlib import Path
 
 import media
-import numpy as np
 import pixeltable as pxt
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pixeltable.functions import count, sum as total
+from pixeltable.functions import count
+from pixeltable.functions import sum as total
 from schemas import media_table, write_csv
 
 import mmpipe as mm
@@ -77,7 +76,9 @@ class Shop:
             brand = self.rows['brands'].get(item['brand'])
             country = self.rows['countries'].get(brand['country']) if brand else None
             stars = [row['stars'] for row in self.rows['reviews'].values() if row['sku'] == sku]
-            if item['x'] <= 0 or any(how == 'inner' and not there for how, there in zip(hows, (brand, stars, country))):
+            if item['x'] <= 0 or any(
+                how == 'inner' and not there for how, there in zip(hows, (brand, stars, country), strict=True)
+            ):
                 continue
             found[sku] = {
                 'x': item['x'], 'rank': brand and brand['rank'], 'both': brand and item['x'] + brand['rank'],
@@ -173,7 +174,7 @@ def filled(shop):
 
 
 def test_a_join_that_keys_cannot_follow_is_refused_with_the_reason(shop, directory, tmp_path):
-    items, brands, countries, reviews = filled(shop)
+    items, brands, _countries, reviews = filled(shop)
     same = items.brand == brands.name
     view = pxt.create_view(f'{directory}/some', items.where(items.x > 0))
     fields = {'x': items.x}

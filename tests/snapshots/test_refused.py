@@ -120,7 +120,7 @@ def test_calls_that_cannot_work_are_refused_with_the_next_move(declared):
     N = declared.Numbers
     with pytest.raises(SnapshotError, match='without fields holds nothing'):
         declared.freeze(fields={})
-    with pytest.raises(SchemaError, match=r'this query has limit. Name the fields in fields='):
+    with pytest.raises(SchemaError, match=r'depends on other rows \(limit 3\).*full=True'):
         declared.freeze(query=declared.table.limit(3))
     with pytest.raises(SchemaError, match=r'has select'):
         declared.freeze(query=declared.table.select(declared.table.x))
