@@ -33,7 +33,7 @@ Directory = Annotated[
     str | None, typer.Option('--dir', help="Pixeltable directory of the tables; the pipeline's name when left out.")
 ]
 # A string: a Path would make one slash of the two of a URL, and a local folder of it.
-Root = Annotated[str | None, typer.Option(help='Directory of the shards; .mmpipe/shards/DIR when left out.')]
+Root = Annotated[str | None, typer.Option(help='Directory or URL of the shards; .mmpipe/shards/DIR when left out.')]
 AsJson = Annotated[bool, typer.Option('--json', help='Print one JSON object on stdout.')]
 _debug = False
 
@@ -408,15 +408,17 @@ def stop(as_json: AsJson = False) -> None:
     _print(run, as_json)
 
 
-def _place(root: str | None, default: Path) -> Path:
-    """Where the shards are: --root, or the pipeline's own place."""
+def _place(root: str | None, default: Path) -> str | Path:
+    """Where the shards are: --root, a directory or the URL of a folder in a store, or the pipeline's own place."""
     if root is not None and '://' in root:
-        raise ConfigError(f'--root {root}: shards lie in local directories only. Give the path of one.')
+        return root
     return Path(root) if root else default
 
 
-def _make(root: Path) -> None:
+def _make(root: str | Path) -> None:
     """Make the folder of --root, so that one that cannot be is told before the rows are read."""
+    if isinstance(root, str):
+        return
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -425,7 +427,7 @@ def _make(root: Path) -> None:
         ) from error
 
 
-def _as_writer(root: Path, *, wait_s: float = 60.0) -> contextlib.AbstractContextManager[None]:
+def _as_writer(root: str | Path, *, wait_s: float = 60.0) -> contextlib.AbstractContextManager[None]:
     """The writer lock of a root where Pixeltable is at home; elsewhere no snapshot of tables is written."""
     from mmpipe.home import pixeltable_home
 

@@ -117,14 +117,14 @@ class Book:
 
     def settle(self) -> None:
         """Take the record from rows that others wrote since the last time, all columns of such a row alike."""
+        others: dict[str, Collection[int]] = {}
         for path, table in self.tables.items():
             table_id = self._ids[path]
             since = self._vectors.get(table_id)
             ours = self._ours.pop(table_id, [])
             if since is None:
                 self._vectors[table_id] = version_vector(table)
-                if (path, '') in self.prints:
-                    self._suppose((path, ''), live_rows(table, 0, 2**62))
+                others[path] = live_rows(table, 0, 2**62)
                 continue
             try:
                 rows, now = written_since(table, since, ours)
@@ -135,9 +135,11 @@ class Book:
                     column.spans = Spans()
                 elif owner == table_id and rows and name:
                     column.spans.remove(rows)
-            if rows and (path, '') in self.prints:
-                self._suppose((path, ''), rows)
+            others[path] = live_rows(table, 0, 2**62) if rows is None else rows
             self._vectors[table_id] = now
+        for path, table in self.tables.items():
+            if (path, '') in self.prints:  # an iterator ran for rows of what it is over, whether or not it gave any
+                self._suppose((path, ''), {*others[path], *others[path_of(table.get_base_table())]})
 
     def _suppose(self, name: ColumnName, rows: Collection[int]) -> None:
         """Take rows that others brought into a component view for made by the iterator of now.
@@ -145,6 +147,8 @@ class Book:
         It cannot be run again for some rows alone, so that no plan could make them while they are unrecorded, and an
         edit of it would never be noticed. Where another iterator is recorded, nobody knows which of the two ran.
         """
+        if not rows:
+            return
         column, now = self._column(name), self.prints[name]
         older = {label for label, each in enumerate(column.prints) if not self._fresh(now, each)}
         either = [row for row in rows if column.spans.label(row) in older]
@@ -246,7 +250,7 @@ class Book:
             column = self._column((path, name))
             spans = list(column.spans)
             bounds = [bound for first, last, _ in spans for bound in (first, last + 1)]
-            counts = live_by_span(self.tables[path], _ascending(bounds))
+            counts = live_by_span(self._held_by(path, name), _ascending(bounds))
             held = dict(zip(_ascending(bounds), counts[1:], strict=True))
             fresh = stale = 0
             older: list[Print] = []
@@ -259,6 +263,11 @@ class Book:
             unrecorded = sum(counts) - fresh - stale
             why = now.why(older[-1]) if older else ''
             yield ColumnState(table=path, column=name, fresh=fresh, stale=stale, unrecorded=unrecorded, why=why)
+
+    def _held_by(self, path: str, column: str) -> Any:
+        """The table whose rows a column is made for: an iterator's is what its view is over."""
+        table = self.tables[path]
+        return table if column else table.get_base_table()
 
     def rows_to_make(self, path: str, column: str) -> list[int]:
         """Base row ids of a column's live rows that are not fresh."""

@@ -59,8 +59,8 @@ def read_page(
         SnapshotError: an expression raised, or a value cannot be encoded.
     """
     keys = key_expressions(view)
-    if view.media:  # before anything is decoded: a damaged file would stop the select with an error of its own
-        check_sources(view, origins(view, page, keys))
+    files = list(origins(view, page, keys)) if view.media else []
+    check_sources(view, files)  # before anything is decoded: a damaged file would stop the select with its own error
     names = list(specs)
     plain = {name: f'f{i}' for i, name in enumerate(names) if not specs[name].pooled}
     expressions: dict[str, Any] = dict(keys)
@@ -85,6 +85,7 @@ def read_page(
     jobs = [(row, name) for row in result.values() for name in names]
     for (made, name), value in zip(jobs, pool.map(lambda job: _encoded(specs[job[1]], *job), jobs), strict=True):
         made.values[name] = value
+    check_sources(view, files)  # and once more: a file may have been overwritten while it was read
     return result
 
 

@@ -150,7 +150,6 @@ def keys_and(snapshot: Any, field: str) -> tuple[list, list]:
 
 
 @pytest.mark.parametrize('function', ['check_sources', '_encoded'])
-@pytest.mark.xfail(strict=True, reason='files are looked at before they are read, and not once more after that')
 def test_a_file_that_is_overwritten_while_a_snapshot_reads_is_not_frozen(
     items: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, function: str
 ) -> None:

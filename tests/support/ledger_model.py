@@ -66,7 +66,7 @@ class Row:
 
     def count(self, column: str) -> int:
         """How many rows of it there are where a column is."""
-        if TABLE[column] == 'parts':
+        if TABLE[column] == 'parts' and column != 'parts':  # an iterator runs once for a row of what it is over
             return len(self.values['parts'])
         return 1 if column != 'less' else int(self.x > ABOVE)
 
