@@ -54,56 +54,79 @@ class Target:
     source: str = ''
 
 
-def fit(record: Record, target: Target, seen: dict[Key, str]) -> Row | Bad:
-    """A record as a row of the table, or why it is none.
+class Fit:
+    """Fits the records of one source to a table; what is the same for all of them is asked once.
 
     Args:
-        record: one row of a source.
         target: the table.
-        seen: keys of this source so far, and the place of each; the record's own is added.
 
-    Raises:
-        SourceError: the first row of a source has a column that the table lacks; a later one is `Bad`.
+    Attributes:
+        seen: keys so far, and the place of each.
     """
-    key_text = '/'.join(str(record.values.get(name) or '') for name in target.key)[:KEY_LENGTH]
 
-    def bad(column: str, reason: str) -> Bad:
-        return Bad(place=record.place, key=key_text, column=column, reason=reason)
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.seen: dict[Key, str] = {}
+        self._misplaced: dict[tuple[tuple[str, ...], tuple[str, ...]], tuple[str, str] | None] = {}
+        self._roots: dict[Path, Path] = {}
 
-    given = {**record.values, **record.media}
-    for name in sorted(given):
-        reason = _misplaced(name, record, target)
-        if reason and not seen:
-            raise SourceError(f'{record.place}: column {name} {reason}')
-        if reason:
-            return bad(name, reason)
-    lacking = [name for name in target.key if record.values.get(name) in (None, '')]
-    if lacking:
-        return bad(lacking[0], 'is empty, and it is the key of the row: fill it')
-    values: dict[str, Any] = {}
-    for name, value in record.values.items():
-        try:
-            values[name] = parse(value, target.types[name], text=record.text)
-        except BadInputError as error:
-            return bad(name, str(error))
-    for name in target.key:
-        if isinstance(values[name], str) and len(values[name]) > KEY_LENGTH:
-            return bad(
-                name, f'is a key of {len(values[name])} characters, and only the first 256 are compared: shorten it'
-            )
-    for name, file in record.media.items():
-        if file is None and not target.types[name].nullable:
-            return bad(
-                name, 'names no file, and the column may not be null: fill it, or declare the column as `| None`'
-            )
-    key = tuple(values[name] for name in target.key)
-    if key in seen:
-        return bad(target.key[0], f'has the key of {seen[key]}: keys are unique, change one')
-    seen[key] = record.place
-    return Row(
-        key=key, place=record.place, values=values, media=dict(record.media), root=record.root.resolve(),
-        downloaded=record.downloaded,
-    )  # fmt: skip
+    def __call__(self, record: Record) -> Row | Bad:
+        """A record as a row of the table, or why it is none.
+
+        Raises:
+            SourceError: the first row of a source has a column that the table lacks; a later one is `Bad`.
+        """
+        target, given = self.target, record.values
+
+        def bad(column: str, reason: str) -> Bad:
+            text = '/'.join(str(given.get(name) or '') for name in target.key)[:KEY_LENGTH]
+            return Bad(place=record.place, key=text, column=column, reason=reason)
+
+        misplaced = self._first_misplaced(record)
+        if misplaced is not None:
+            if not self.seen:
+                raise SourceError(f'{record.place}: column {misplaced[0]} {misplaced[1]}')
+            return bad(*misplaced)
+        for name in target.key:
+            if given.get(name) in (None, ''):
+                return bad(name, 'is empty, and it is the key of the row: fill it')
+        values: dict[str, Any] = {}
+        for name, value in given.items():
+            try:
+                values[name] = parse(value, target.types[name], text=record.text)
+            except BadInputError as error:
+                return bad(name, str(error))
+        for name in target.key:
+            if isinstance(values[name], str) and len(values[name]) > KEY_LENGTH:
+                return bad(
+                    name, f'is a key of {len(values[name])} characters, and only the first 256 are compared: shorten it'
+                )
+        for name, file in record.media.items():
+            if file is None and not target.types[name].nullable:
+                return bad(
+                    name, 'names no file, and the column may not be null: fill it, or declare the column as `| None`'
+                )
+        key = tuple([values[name] for name in target.key])
+        if key in self.seen:
+            return bad(target.key[0], f'has the key of {self.seen[key]}: keys are unique, change one')
+        self.seen[key] = record.place
+        return Row(
+            key=key, place=record.place, values=values, media=dict(record.media), root=self._root(record.root),
+            downloaded=record.downloaded,
+        )  # fmt: skip
+
+    def _first_misplaced(self, record: Record) -> tuple[str, str] | None:
+        """Name of the first column that cannot be filled, and why; the same for all records with the same names."""
+        names = tuple(record.values), tuple(record.media)
+        if names not in self._misplaced:
+            reasons = ((name, _misplaced(name, record, self.target)) for name in sorted({*names[0], *names[1]}))
+            self._misplaced[names] = next(((name, reason) for name, reason in reasons if reason), None)
+        return self._misplaced[names]
+
+    def _root(self, root: Path) -> Path:
+        if root not in self._roots:
+            self._roots[root] = root.resolve()
+        return self._roots[root]
 
 
 def absent(row: Row, target: Target) -> str | None:

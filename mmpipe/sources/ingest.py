@@ -12,7 +12,7 @@ from typing import Any
 from mmpipe.cores import cores
 from mmpipe.errors import ConfigError, SchemaError, StoreError
 from mmpipe.ledger import keeping
-from mmpipe.sources.fit import Key, Row, Target, fit
+from mmpipe.sources.fit import Fit, Row, Target
 from mmpipe.sources.gone import Prune, first_keys, gone_rows, listed, prune_rows, whole_name
 from mmpipe.sources.origin import ORIGIN
 from mmpipe.sources.quarantine import settle
@@ -172,7 +172,7 @@ def ingest(
     total = source.total()
     if progress is not None:
         progress('ingest', 0, total, 'rows')
-    seen: dict[Key, str] = {}
+    fit = Fit(aim)
     done = new = 0
     spent = 0.0
     with writer_lock(f'table:{path}'), ThreadPoolExecutor(threads or cores()) as pool, keeping(target) as book:
@@ -180,7 +180,7 @@ def ingest(
         for chunk in _chunks(source.records(key=aim.key, media=aim.media), chunk_rows):
             rows: list[Row] = []
             for record in chunk:
-                row = record if isinstance(record, Bad) else fit(record, aim, seen)
+                row = record if isinstance(record, Bad) else fit(record)
                 if isinstance(row, Bad):
                     outcome.bad.append(row)
                 else:
@@ -200,7 +200,7 @@ def ingest(
                 progress('ingest', done, total, 'rows')
         book.took(path, '', new, spent)
         quarantine_written = settle(target, source.name, outcome.bad)
-        gone, known = gone_rows(target, source, seen, outcome.bad)
+        gone, known = gone_rows(target, source, fit.seen, outcome.bad)
         before = known - outcome.inserted
         removed = prune_rows(target, aim, source, gone, before, outcome.bad, prune) if prune else 0
     failing = (target, *views_of(target)) if outcome.failed_cells else ()

@@ -17,6 +17,7 @@ from mmpipe.home import media_dir
 from mmpipe.sources.objects import ending
 from mmpipe.sources.record import Bad, Record
 from mmpipe.sources.remote import Store, below, fetched, is_url, is_web
+from mmpipe.sources.values import has_surrogates
 
 MANIFESTS = ('.csv', '.jsonl', '.ndjson', '.parquet')
 
@@ -149,7 +150,7 @@ class Rows:
                 header = next(reader, None)
             except csv.Error as error:
                 raise SourceError(f"'{self.name}' is not CSV ({error}); its first line names the columns") from error
-            if any(_has_surrogates(name) for name in header or []):
+            if any(has_surrogates(name) for name in header or []):
                 raise SourceError(f"the first line of '{self.name}' is not UTF-8: save the file as UTF-8")
             if not header:
                 raise SourceError(f"'{self.name}' is empty; its first line names the columns")
@@ -183,7 +184,7 @@ class Rows:
                         reason += f'; it runs to line {reader.line_num}: is a quote not closed?'
                     yield place, Bad(place=place, reason=reason)
                     continue
-                broken = [name for name, value in zip(header, fields, strict=True) if _has_surrogates(value)]
+                broken = [name for name, value in zip(header, fields, strict=True) if has_surrogates(value)]
                 if broken:
                     reason = f'is not UTF-8: save the file as UTF-8 (the line starts with {_clean(fields[0])!r})'
                     yield place, Bad(place=place, column=broken[0], reason=reason)
@@ -247,7 +248,7 @@ def record_of(
             paths[name] = None
             continue
         try:
-            if is_web(value) and urls:
+            if urls and is_web(value):
                 remote[name] = str(value)
             elif base:
                 remote[name] = below(base, str(value))
@@ -259,10 +260,6 @@ def record_of(
             key_text = '/'.join(str(values.get(part) or '') for part in key)
             return Bad(place=place, key=key_text, column=name, path=str(value), reason=str(error))
     return Record(place=place, values=values, media=paths, root=root, text=text, urls=remote)
-
-
-def _has_surrogates(text: str) -> bool:
-    return any('\ud800' <= character <= '\udfff' for character in text)
 
 
 def _clean(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -221,5 +222,9 @@ def stamp(path: Path) -> list[int]:
 
     The change time cannot be set back by hand, unlike the modification time.
     """
-    stat = path.stat()
+    return stamp_of(path.stat())
+
+
+def stamp_of(stat: os.stat_result) -> list[int]:
+    """The same of what a file system has said already."""
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -100,6 +103,56 @@ def _look(file: Path, known: Mapping[str, Any], kind: str, root: Path) -> dict[s
     if known.get('digest') != digest:
         media_files.check(resolved, kind)
     return {'path': str(resolved), 'digest': digest, 'stamp': now}
+
+
+class Folders:
+    """Tells recorded files from others by one `lstat` each, having asked each folder once where it really is.
+
+    Make a new one for every chunk of rows: a link may be put in the place of a folder.
+    """
+
+    def __init__(self) -> None:
+        self._real: dict[str, str] = {}
+
+    @cached_property
+    def downloads(self) -> Path:
+        """The project's media folder, resolved."""
+        return media_dir().resolve()
+
+    def hold(self, file: Path, path: str, stamp: str, root: Path) -> bool:
+        """Whether a file is the one that is recorded: same resolved path, inside of the root, with the same stamp.
+
+        Args:
+            file: as a source names it.
+            path: the recorded path.
+            stamp: the recorded stamp, written as JSON.
+            root: resolved directory that the file has to lie in.
+
+        >>> file = Path(__file__).resolve()
+        >>> Folders().hold(file, str(file), str(media_files.stamp(file)), file.parent)
+        True
+        >>> Folders().hold(file, str(file), '[0, 0, 0, 0]', file.parent)
+        False
+        """
+        try:
+            text = str(file)
+            folder, _, name = (text if text.startswith('/') else f'{os.getcwd()}/{text}').rpartition('/')
+            if folder not in self._real:
+                self._real[folder] = os.path.realpath(folder) if folder else ''
+            real = f'{self._real[folder]}/{name}'
+            found = os.lstat(real)
+            if stat.S_ISLNK(found.st_mode):
+                real = os.path.realpath(real)
+                found = os.stat(real)
+        except (OSError, ValueError):  # whoever opens it says what is wrong
+            return False
+        return (
+            real == path
+            and stat.S_ISREG(found.st_mode)
+            and str(media_files.stamp_of(found)) == stamp
+            and '%' not in real  # may be no name that Pixeltable takes
+            and real.startswith(f'{str(root).rstrip("/")}/')
+        )
 
 
 def _escape(path: Path) -> str:

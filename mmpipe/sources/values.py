@@ -42,6 +42,8 @@ def parse(value: Any, kind: Any, *, text: bool = True) -> Any:
     ...
     mmpipe.errors.BadInputError: is NaN: leave the field empty where the value is missing
     """
+    if type(value) is str and value.isascii() and kind.is_string_type() and '\x00' not in value:
+        return value  # what most values are, and all that is checked below
     if isinstance(value, np.generic):
         value = value.item()
     if value is None:
@@ -102,9 +104,24 @@ def _parse(value: Any, kind: Any, text: bool) -> Any:
 def _characters(text: str) -> str:
     if '\x00' in text:
         raise ValueError('a NUL character, which Postgres cannot store')
-    if any('\ud800' <= character <= '\udfff' for character in text):
+    if has_surrogates(text):
         raise ValueError('half of a surrogate pair, which is no character')
     return text
+
+
+def has_surrogates(text: str) -> bool:
+    """Whether a text holds half of a surrogate pair: nothing else cannot be written as UTF-8.
+
+    >>> has_surrogates('Größe'), has_surrogates('Gr\\udcf6\\udcdfe')
+    (False, True)
+    """
+    if text.isascii():
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _in_zone(time: datetime) -> datetime:

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-import numpy as np
-
 from mmpipe.errors import StoreError
 from mmpipe.ledger import Book
 from mmpipe.sources.fit import Key, Row, Target, absent
 from mmpipe.sources.origin import ORIGIN, BadMedium, Entry, changed, inspect, recorded, renewed
 from mmpipe.sources.record import Bad
+from mmpipe.sources.unchanged import changed_rows, is_same
 from mmpipe.store import Written, machine_failure, replace_rows, rows_with_keys, update_rows
 
 
@@ -72,8 +71,10 @@ def write(table: Any, rows: Sequence[Row], target: Target, pool: ThreadPoolExecu
         StoreError: the disk, the memory or the database failed.
         MissingExtraError: a package that opens a file is not installed.
     """
+    given, (rows, there) = len(rows), changed_rows(table, rows, target, pool)
+    outcome.unchanged += given - len(rows)
     plain = [name for name in target.types if name not in target.media]
-    stored = rows_with_keys(table, [row.key for row in rows], plain, files=list(target.media))
+    stored = rows_with_keys(table, there, plain, files=list(target.media)) if there else {}
 
     def look(row: Row) -> Entry | Bad:
         try:
@@ -98,7 +99,7 @@ def write(table: Any, rows: Sequence[Row], target: Target, pool: ThreadPoolExecu
             fresh.append((row, _whole(row, entry, old or {}, target)))
             replaced |= {row.key} if old is not None else set()
         else:
-            values = {name: value for name, value in row.values.items() if not _same(old[name], value)}
+            values = {name: value for name, value in row.values.items() if not is_same(old[name], value)}
             record = renewed(entry, recorded(old))
             if record != recorded(old):
                 values[ORIGIN] = {'source': target.source, **(old[ORIGIN] or {}), 'media': record}
@@ -135,12 +136,6 @@ def _whole(row: Row, entry: Entry, old: Mapping[str, Any], target: Target) -> di
     files = {name: item['path'] for name, item in entry.items() if name in target.media}
     everything = {**dict.fromkeys(target.media), **kept, **row.values, **files}
     return {**everything, ORIGIN: {'source': target.source, 'place': row.place, 'media': entry}}
-
-
-def _same(stored: Any, value: Any) -> bool:
-    if isinstance(stored, np.ndarray) or isinstance(value, np.ndarray):
-        return np.array_equal(stored, value)
-    return stored == value
 
 
 def _halve(

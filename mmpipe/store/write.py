@@ -7,16 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sqlalchemy as sql
-from sqlalchemy.dialects import postgresql
 
 from mmpipe.errors import StoreError
+from mmpipe.store.plain import LAST_VERSION, Key, among_keys
 from mmpipe.store.rows import rowid_expressions
 from mmpipe.store.tables import media_columns, path_of, primary_key
 from mmpipe.store.writing import Writing, writing
-
-# Written into the statement, not bound: Postgres has to see that the index is about just these.
-INDEXED: Any = sql.literal_column('256')  # characters of a key
-LAST_VERSION: Any = sql.literal_column(str(2**63 - 1))  # what Pixeltable gives live rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,31 +40,21 @@ class Written:
     recomputed: bool = False
 
 
-def _rowids(table: Any, keys: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], int]:
+def _rowids(table: Any, keys: Sequence[Key]) -> dict[Key, int]:
     """Row ids of the rows with these primary keys.
 
-    In SQL of our own, since the index is over the first 256 characters of a key and over live rows, and no condition
-    that Pixeltable writes can use it: it reads the whole table, once per chunk of an ingest.
+    In SQL of our own: for any condition that it writes, Pixeltable reads the whole table, once per chunk of an ingest.
     """
     from pixeltable.runtime import get_runtime
 
-    names, path = primary_key(table), table._tbl_version_path
     if not keys:
         return {}
+    path = table._tbl_version_path
     with get_runtime().catalog.begin_xact(for_write=False, read_tvps=[path]) as connection:
         version = path.get_tbl_versions()[0].get()
         store = version.store_tbl
-        stored = {column.name: column.sa_col for column in version.primary_key_columns()}
-        columns = [stored[name] for name in names]
-        arrays = [
-            sql.literal([key[i] for key in keys], postgresql.ARRAY(column.type)) for i, column in enumerate(columns)
-        ]
-        given = sql.func.unnest(*arrays).table_valued(*(f'key_{i}' for i in range(len(names)))).render_derived()
-        same = []
-        for column, want in zip(columns, given.c, strict=True):
-            same.append(column == want)
-            if isinstance(column.type, sql.String):
-                same.append(sql.func.left(column, INDEXED) == sql.func.left(want, INDEXED))
+        columns = [column.sa_col for column in path.columns() if column.is_pk]
+        given, same = among_keys(columns, keys)
         live = store.v_max_col == LAST_VERSION
         query = sql.select(store.rowid_columns()[0], *columns).join_from(store.sa_tbl, given, sql.and_(live, *same))
         return {tuple(row[1:]): row[0] for row in connection.execute(query)}
@@ -79,8 +65,8 @@ def _among(table: Any, rowids: Iterable[int]) -> Any:
 
 
 def rows_with_keys(
-    table: Any, keys: Sequence[tuple[Any, ...]], columns: Sequence[str], *, files: Sequence[str] = ()
-) -> dict[tuple[Any, ...], dict]:
+    table: Any, keys: Sequence[Key], columns: Sequence[str], *, files: Sequence[str] = ()
+) -> dict[Key, dict]:
     """Stored values of some columns, and URLs of the files of some media columns, for rows with these primary keys."""
     rowids = _rowids(table, keys)
     if not rowids:
@@ -93,7 +79,7 @@ def rows_with_keys(
     return {tuple(row[f'c_{n}'] for n in names): {name: row[f'c_{name}'] for name in wanted} for row in result}
 
 
-def replace_rows(table: Any, rows: Sequence[dict[str, Any]], stale_keys: Sequence[tuple[Any, ...]]) -> Written:
+def replace_rows(table: Any, rows: Sequence[dict[str, Any]], stale_keys: Sequence[Key]) -> Written:
     """Insert rows, and delete the rows with `stale_keys` before, in one transaction.
 
     Pixeltable cannot update a media column, so a changed file is a delete and an insert. Both run inside one of its
@@ -128,7 +114,7 @@ def replace_rows(table: Any, rows: Sequence[dict[str, Any]], stale_keys: Sequenc
     )
 
 
-def delete_rows(table: Any, keys: Sequence[tuple[Any, ...]]) -> int:
+def delete_rows(table: Any, keys: Sequence[Key]) -> int:
     """Delete the rows with these primary keys; returns how many there were."""
     rowids = _rowids(table, keys)
     return table.delete(where=_among(table, rowids.values())).row_count_stats.del_rows if rowids else 0

@@ -26,6 +26,7 @@ from mmpipe.store import (
     version_vector,
     views_of,
 )
+from mmpipe.store.plain import plain_rows
 
 
 def stored(table):
@@ -73,11 +74,13 @@ def test_rows_are_found_by_keys_of_several_columns(directory):
     assert primary_key(table) == ['a', 'b']
     found = rows_with_keys(table, [('k1', 0), ('k2', 3), ('k9', 0)], ['x'])
     assert found == {('k1', 0): {'x': 1}, ('k2', 3): {'x': 11}}
+    found = plain_rows(table, [('k1', 0), ('k2', 3), ('k9', 0)], ['x', 'a'])
+    assert found == {('k1', 0): (1, 'k1'), ('k2', 3): (11, 'k2')}
     assert len(rows_with_keys(table, [(f'k{i}', i) for i in range(300)], ['x'])) == 3
     assert delete_rows(table, [('k1', 0), ('k9', 9)]) == 1
     update_rows(table, [{'a': 'k2', 'b': 3, 'x': 100}])
     assert rows_with_keys(table, [('k2', 3)], ['x']) == {('k2', 3): {'x': 100}}
-    assert rows_with_keys(table, [], ['x']) == {}
+    assert rows_with_keys(table, [], ['x']) == plain_rows(table, [], ['x']) == {}
     assert delete_rows(table, []) == 0
 
 
@@ -96,6 +99,7 @@ def test_rows_are_found_changed_and_deleted_by_keys_of_every_type(directory, kin
     table = pxt.create_table(f'{directory}/keyed', {'key': {'type': kind, 'primary_key': True}, 'x': pxt.Int})
     replace_rows(table, [{'key': key, 'x': i} for i, key in enumerate(keys)], [])
     assert rows_with_keys(table, [(key,) for key in keys], ['x']) == {(key,): {'x': i} for i, key in enumerate(keys)}
+    assert plain_rows(table, [(key,) for key in keys], ['x']) == {(key,): (i,) for i, key in enumerate(keys)}
     update_rows(table, [{'key': key, 'x': 10 + i} for i, key in enumerate(keys)])
     replace_rows(table, [{'key': keys[0], 'x': 20}], [(keys[0],)])
     assert [row['x'] for row in table.order_by(table.x).select(table.x).collect()] == [*range(11, 10 + len(keys)), 20]
@@ -119,12 +123,13 @@ def test_a_look_up_reads_the_index_and_not_the_table(directory):
     sql.event.listen(engine, 'before_cursor_execute', note)
     try:
         assert len(rows_with_keys(table, keys, ['x'])) == 10
+        assert len(plain_rows(table, keys, ['x'])) == 10
         assert delete_rows(table, keys) == 10
     finally:
         sql.event.remove(engine, 'before_cursor_execute', note)
     name = f'tbl_{str(table.get_metadata()["id"]).replace("-", "")}'
     mine = [each for each in seen if name in each[0] and not each[0].startswith('EXPLAIN')]  # Pixeltable logs plans
-    assert [statement.split()[0] for statement, _ in mine] == ['SELECT', 'SELECT', 'SELECT', 'UPDATE']
+    assert [statement.split()[0] for statement, _ in mine] == ['SELECT', 'SELECT', 'SELECT', 'SELECT', 'UPDATE']
     with engine.connect() as connection:
         for statement, parameters in mine:
             plan = [row[0] for row in connection.exec_driver_sql(f'EXPLAIN {statement}', parameters)]
