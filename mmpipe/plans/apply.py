@@ -118,7 +118,7 @@ def _schema_of(planned: Plan) -> list[Change]:
 def _change_schema(pxt: Any, planned: Plan, allow_destructive: bool) -> list[str]:
     """Do the changes of the schema; returns a message per column of a new view with failed cells."""
     if not planned.schema:
-        planned.tables.update_all(planned.directory, allow_destructive=allow_destructive)
+        planned.tables.bind_all(planned.directory)
         return []
     there = [path_of(table) for table in tables_in(planned.directory) if base_of(table) is table]
     added = [(c.table, c.name) for c in planned.changes if c.action == 'add' and c.rows and c.detail != INDEX]

@@ -129,7 +129,7 @@ def _pooled(
 
 def origins(view: TrainingView, page: Sequence[Rowid], keys: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     """(row key, path of the table, `origin` there) of all rows whose files the rows of a page are made from."""
-    tables = {path: table for path, table in view.sources().items() if path in view.media}
+    tables = {path: table for path, table in view.sources.items() if path in view.media}
     many = {path_of(join.table): join for join in view.joins if not join.unique and path_of(join.table) in tables}
     plain = {f'o{i}': getattr(tables[path], ORIGIN) for i, path in enumerate(tables) if path not in many}
     found = read_rows(view, page, {**keys, **plain})
@@ -177,7 +177,7 @@ def check_sources(view: TrainingView, rows: Iterable[tuple[str, str, Any]]) -> N
         if any(text.endswith(GONE) for text in changed):
             moves.append('Put back what is gone, or take its rows out of the source and ingest with --prune')
         raise SourceChangedError(
-            f"'{path_of(view.table)}': {'; '.join(changed[:3])}{more}. {'. '.join(moves)}; then the snapshot again."
+            f"'{view.path}': {'; '.join(changed[:3])}{more}. {'. '.join(moves)}; then the snapshot again."
         )
 
 
@@ -195,7 +195,7 @@ def _select(view: TrainingView, page: Sequence[Rowid], expressions: Mapping[str,
     except Exception as error:
         what = ' '.join(str(error).split('Stack:')[0].split())
         raise SnapshotError(
-            f"rows of '{path_of(view.table)}' cannot be read ({type(error).__name__}: {what:.300}). Make the "
+            f"rows of '{view.path}' cannot be read ({type(error).__name__}: {what:.300}). Make the "
             f'expression that fails a computed column of the table, where a failing cell is null, or filter the row out'
         ) from error
 

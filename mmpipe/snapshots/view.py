@@ -119,18 +119,24 @@ class TrainingView:
             pooled={path: table for path, table in self.pooled.items() if path in pooled},
         )  # fmt: skip
 
+    @cached_property
+    def path(self) -> str:
+        """Path of the table; asking Pixeltable is a query each time."""
+        return path_of(self.table)
+
+    @cached_property
     def sources(self) -> dict[str, Any]:
         """Every table and view that is read, by path."""
-        tables = (self.table, *(join.table for join in self.joins), *self.pooled.values())
-        return {path_of(table): table for table in tables}
+        joined = {path_of(join.table): join.table for join in self.joins}
+        return {self.path: self.table, **joined, **self.pooled}
 
     def vectors(self) -> dict[str, Vector]:
         """Version vectors of every table read, by path."""
-        return {path: version_vector(table) for path, table in self.sources().items()}
+        return {path: version_vector(table) for path, table in self.sources.items()}
 
     def definition(self) -> dict[str, Any]:
         """What defines the snapshot besides data, as JSON values: an old one can be extended while it is the same."""
-        own = path_of(self.table)
+        own = self.path
         fields = {
             name: {
                 **spec.identity(),
@@ -158,7 +164,7 @@ class TrainingView:
 
     def columns(self) -> list[tuple[Any, set[tuple[str, str]]]]:
         """(table or view, column) of every column that is read, directly or not, with the base table of each tree."""
-        tables = self.sources()
+        tables = self.sources
         found: dict[str, tuple[Any, set[tuple[str, str]]]] = {}
         for each in (*self.behind.values(), *self.choices.values()):
             for path, columns in each.items():
@@ -181,7 +187,7 @@ class TrainingView:
             return Candidates(rows=tuple(rowids_of(self.chosen, self.table)))
         if since is None:
             return Candidates(rows=changes_since(self.table, None).inserted)
-        changes = changes_since(self.table, since[path_of(self.table)])
+        changes = changes_since(self.table, since[self.path])
         rows, some = set(changes.inserted), set(changes.updated)
         parts = {}
         joined = {path_of(join.table) for join in self.joins}
@@ -221,7 +227,7 @@ class TrainingView:
     ) -> tuple[set[Rowid], set[str]]:
         """Updated rows of which more changed than columns that mmpipe computed again, and the columns it did."""
         known = recomputed(self.table)
-        own = path_of(self.table)
+        own = self.path
         otherwise, columns = changed_otherwise(self.table, changes.updated, since[own], known)
         for path, part in parts.items():
             more, others = changed_otherwise(self.pooled[path], part.updated, since[path], known)

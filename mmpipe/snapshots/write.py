@@ -21,7 +21,7 @@ from mmpipe.snapshots.describe import describe, grow_vocabularies, written_anew
 from mmpipe.snapshots.field import FieldSpec
 from mmpipe.snapshots.read import PageRow, read_page
 from mmpipe.snapshots.view import Candidates, TrainingView, training_view
-from mmpipe.store import Rowid, Vector, pages, path_of, writer_lock
+from mmpipe.store import Rowid, Vector, pages, writer_lock
 
 ATTEMPTS = 3
 Progress = Callable[[str, int, int | None, str], None]
@@ -163,7 +163,7 @@ def snapshot(
             try:
                 report = _attempt(view, before, place, full, page_rows, progress)
             except (FieldError, LabelError) as error:
-                raise type(error)(f"'{path_of(view.table)}': {error}") from error
+                raise type(error)(f"'{view.path}': {error}") from error
             except Moved:  # a writer that shares no lock with this one was first: again, on top of its snapshot
                 moved = True
                 continue
@@ -175,7 +175,7 @@ def snapshot(
             f'let one of them write at a time.'
         )
     raise SnapshotError(
-        f"'{path_of(view.table)}' changed during each of {ATTEMPTS} attempts to read it. Pause the writer, then retry."
+        f"'{view.path}' changed during each of {ATTEMPTS} attempts to read it. Pause the writer, then retry."
     )
 
 
@@ -203,7 +203,7 @@ def _attempt(
     found, lost = _candidates(view, None if whole and redeclared is None else previous, redeclared or ())
     whole = whole or lost
     if previous is not None and not whole and not found:
-        return SnapshotReport(snapshot=previous, table=path_of(view.table))
+        return SnapshotReport(snapshot=previous, table=view.path)
     specs, described = describe(view, previous)
     anew = written_anew(previous, described)
     if found.gone is not None and not anew <= found.fields:  # the same declarations, and values of another form
@@ -211,7 +211,7 @@ def _attempt(
         found, _ = _candidates(view, previous, {*(redeclared or ()), *anew})
     if not found.rows and previous is None:
         raise SnapshotError(
-            f"'{path_of(view.table)}' has no rows to freeze. Ingest rows first (`mmpipe ingest PIPELINE FOLDER`), or "
+            f"'{view.path}' has no rows to freeze. Ingest rows first (`mmpipe ingest PIPELINE FOLDER`), or "
             f'widen the filter.'
         )
     described = grow_vocabularies(view, specs, described, [(found.rows, specs), (found.some, found.fields)], page_rows)
@@ -228,9 +228,7 @@ def _attempt(
     if view.vectors() != vectors:
         return None
     if not any(delta.splits.values()):
-        raise SnapshotError(
-            f"no row of '{path_of(view.table)}' is left in the filter. Widen it, or ingest rows that fit."
-        )
+        raise SnapshotError(f"no row of '{view.path}' is left in the filter. Widen it, or ingest rows that fit.")
     made = commit(
         root,
         delta.fields,
@@ -244,7 +242,7 @@ def _attempt(
         after=pointer,
     )
     return SnapshotReport(
-        snapshot=made, table=path_of(view.table), inserted=delta.inserted, updated=delta.updated, dropped=delta.masked,
+        snapshot=made, table=view.path, inserted=delta.inserted, updated=delta.updated, dropped=delta.masked,
         compared=delta.compared, cells=delta.cells, bytes_written=delta.bytes_written, whole=whole,
         failed_cells=delta.failed,
     )  # fmt: skip
