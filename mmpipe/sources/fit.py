@@ -16,9 +16,9 @@ from mmpipe.sources.values import parse
 Key = tuple[Any, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Row:
-    """A record whose values fit the table."""
+    """A record whose values fit the table. Not frozen, since that takes longer to make, and there is one per row."""
 
     key: Key
     place: str

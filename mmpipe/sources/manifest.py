@@ -158,12 +158,13 @@ class Rows:
                 raise SourceError(
                     f"'{self.name}' names a column twice, or leaves one without a name: {', '.join(header)}"
                 )
+            source = self.name
             separator = next((mark for mark in ';\t|' if mark in header[0]), '') if len(header) == 1 else ''
             if separator:
                 raise SourceError(f"'{self.name}' seems to be separated by {separator!r}: save it with commas")
             while True:
                 line = reader.line_num + 1
-                place = f'{self.name} line {line}'
+                place = f'{source} line {line}'
                 try:
                     fields = next(reader, None)
                 except csv.Error as error:
@@ -184,8 +185,8 @@ class Rows:
                         reason += f'; it runs to line {reader.line_num}: is a quote not closed?'
                     yield place, Bad(place=place, reason=reason)
                     continue
-                broken = [name for name, value in zip(header, fields, strict=True) if has_surrogates(value)]
-                if broken:
+                if has_surrogates(''.join(fields)):
+                    broken = [name for name, value in zip(header, fields, strict=True) if has_surrogates(value)]
                     reason = f'is not UTF-8: save the file as UTF-8 (the line starts with {_clean(fields[0])!r})'
                     yield place, Bad(place=place, column=broken[0], reason=reason)
                     continue
@@ -242,7 +243,9 @@ def record_of(
     values = {name: value for name, value in row.items() if name not in media}
     paths: dict[str, Path | None] = {}
     remote: dict[str, str] = {}
-    for name in row.keys() & media.keys():
+    for name in media:
+        if name not in row:
+            continue
         value = row[name]
         if value in (None, ''):
             paths[name] = None
