@@ -9,7 +9,6 @@ An iterator alone counts as run by the code that finds its rows: it cannot be ru
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -38,7 +37,6 @@ from mmpipe.store import (
 
 DIRECTORY = 'mmpipe'
 TABLE = f'{DIRECTORY}/ledger'
-KEEP_SHARE = 20  # storing takes a twentieth of the time at most
 RECOMPUTED = 64  # runs of versions that are remembered; rows of forgotten ones are looked at whole
 RATE_ROWS = 32  # a rate of fewer rows is mostly of what is loaded before the first
 
@@ -103,7 +101,6 @@ class Book:
         self._vectors: dict[str, Vector] = {}  # by table id
         self._ours: dict[str, list[range]] = {}
         self._rates: dict[str, list[float]] = {}  # rows and their seconds in the last run, by table id and column
-        self._kept, self._cost = time.monotonic(), 0.0
         self._ids = {path: id_of(each) for path, each in self.tables.items()}
         self._stored = _read(self._ids[path_of(self.base)])
         for name, content in self._stored.get('columns', {}).items():
@@ -281,19 +278,14 @@ class Book:
         gaps.append((at, 2**62))
         return [row for first, last in gaps if first <= last for row in live_rows(self.tables[path], first, last)]
 
-    def keep(self, *, at_once: bool = False) -> None:
-        """Store it, unless that was done just now: what a crash can leave unrecorded is a second of cheap work.
+    def keep(self) -> None:
+        """Settle and store it, behind each chunk of a write.
 
-        Args:
-            at_once: store it whenever that was. For what computes single columns: a row that is not recorded when the
-                process dies is so in all its columns, and one that was not even touched may be the dear one.
+        A row that is not recorded when the process dies is so in all its columns, and one that was not even touched may
+        be the dear one.
         """
-        if at_once or time.monotonic() - self._kept > KEEP_SHARE * self._cost:
-            started = time.monotonic()
-            self.settle()
-            self.save()
-            self._kept = time.monotonic()
-            self._cost = self._kept - started
+        self.settle()
+        self.save()
 
     def save(self) -> bool:
         """Store it, in one transaction; True when anything had changed."""
@@ -345,8 +337,7 @@ def keeping(table: Any) -> Iterator[Book]:
     try:
         yield book
     finally:
-        book.settle()
-        book.save()
+        book.keep()
 
 
 def refuse_stale(table: Any, columns: Collection[tuple[str, str]]) -> None:

@@ -106,7 +106,7 @@ def backfill(
             for chunk in chunks(rows):
                 written = recompute_rows(book.tables[path], [column], chunk)
                 book.record(written)
-                book.keep(at_once=True)
+                book.keep()
                 done += len(chunk)
                 for name in written.columns:
                     owner, _, other = name.partition('.')

@@ -71,7 +71,7 @@ def retry(directory: str, *, progress: Progress | None = None) -> RetryReport:
                     done = 0
                     for chunk in chunks(rows):
                         book.record(recompute_rows(table, [column], chunk))
-                        book.keep(at_once=True)
+                        book.keep()
                         done += len(chunk)
                         if progress is not None:
                             progress('retry', done, len(rows), 'rows')

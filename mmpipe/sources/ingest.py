@@ -185,7 +185,7 @@ def ingest(
                     outcome.bad.append(row)
                 else:
                     rows.append(row)
-            before, started = outcome.inserted, time.monotonic()
+            before, written, started = outcome.inserted, outcome.written, time.monotonic()
             write(target, rows, aim, pool, outcome)
             new, spent = new + outcome.inserted - before, spent + time.monotonic() - started
             if outcome.hopeless:
@@ -194,7 +194,8 @@ def ingest(
                     f"'{path}': none of the {outcome.refused} rows from {outcome.bad[0].place} on can be written, all "
                     f'for one reason: {outcome.hopeless}. They are in quarantine; the rest was not tried.'
                 )
-            book.keep()
+            if outcome.written > written:  # a row that is not recorded when the process dies is made again
+                book.keep()
             done += len(chunk)
             if progress is not None:
                 progress('ingest', done, total, 'rows')

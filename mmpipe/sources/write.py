@@ -49,10 +49,16 @@ class Outcome:
         self.reasons |= {' '.join(part for part in (entry.column, entry.reason) if part) for entry in refused}
 
     @property
+    def written(self) -> int:
+        """Rows that were written so far."""
+        return self.inserted + self.replaced + self.updated + self.touched
+
+    @property
     def hopeless(self) -> str:
         """The reason that every row so far was refused for, and so will be the rest; '' while there is hope."""
-        done = self.inserted + self.replaced + self.updated + self.touched + self.unchanged
-        if done or self.refused < 2 or len(self.reasons) != 1 or 2 * self.refused < len(self.bad):
+        if self.written or self.unchanged or self.refused < 2:
+            return ''
+        if len(self.reasons) != 1 or 2 * self.refused < len(self.bad):
             return ''
         return next(iter(self.reasons))
 

@@ -1,5 +1,7 @@
 """Parts of an apply: some columns, some rows, up to so many failures; and what the next plan says of the rest."""
 
+# ruff: noqa: F821  (Pixeltable puts column names in scope)
+
 from __future__ import annotations
 
 import math

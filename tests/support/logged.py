@@ -231,14 +231,13 @@ def _as_asked(factor: int, strict: bool) -> None:
 
     Args:
         factor: of the code.
-        strict: small chunks, and the ledger stored after each, as it is with slow work.
+        strict: small chunks, as they are with slow work.
     """
     import mmpipe.ledger.book as book
     import mmpipe.plans.backfill as filling
 
     set_factor(factor)
     if strict:
-        book.KEEP_SHARE = 0
         filling.FIRST_CHUNK = filling.LARGEST_CHUNK = 16
     real_save = book.Book.save
 
