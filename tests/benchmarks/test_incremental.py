@@ -29,7 +29,7 @@ def test_ratios_come_from_medians_and_growth_is_the_larger_one():
     figures.add({name: (values, 's') for name, values in seconds.items()})
     figures.add({name: (values, 'MB') for name, values in memory.items()})
     assert {name: round(value, 4) for name, (value, _) in incremental.ratios(figures).items()} == {
-        'delta_over_build': 0.03, 'delta_over_build_without_ingest': 0.01,
+        'delta_over_build': 0.01, 'delta_over_build_with_ingest': 0.03,
         'delta_over_export': 0.05, 'delta_over_export_with_ingest': 0.15, 'delta_over_export_resized': 0.025,
         'backfill_memory_growth': 1.05, 'whole_snapshot_memory_growth': 1.25, 'peak_memory_growth': 1.25,
     }  # fmt: skip
