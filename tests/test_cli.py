@@ -124,6 +124,7 @@ def test_every_command_has_help_with_an_example(installed: Installed) -> None:
         assert '--json' in said
 
 
+@pytest.mark.slow
 def test_the_demo_computes_and_appends_only_what_is_new(first: dict[str, Any]) -> None:
     assert set(first) == {'first', 'unchanged', 'added'}
     assert all(set(phase) >= DEMO_KEYS for phase in first.values())
@@ -138,11 +139,13 @@ def test_the_demo_computes_and_appends_only_what_is_new(first: dict[str, Any]) -
     assert first['added']['run']['continued'] == first['first']['run']['id']
 
 
+@pytest.mark.slow
 def test_the_home_is_in_the_working_directory(installed: Installed, first: dict[str, Any]) -> None:
     assert {entry.name for entry in installed.work.iterdir()} == {'.mmpipe'}
     assert (installed.work / '.mmpipe' / 'shards' / 'demo' / 'LATEST').read_text().strip() == first['added']['snapshot']
 
 
+@pytest.mark.slow
 def test_a_second_demo_writes_nothing_and_takes_in_a_folder_of_the_users(
     installed: Installed, first: dict[str, Any]
 ) -> None:
@@ -167,6 +170,7 @@ def test_a_second_demo_writes_nothing_and_takes_in_a_folder_of_the_users(
     assert [table['quarantined'] for table in status['tables'] if table['path'] == 'demo/items'] == [1]
 
 
+@pytest.mark.slow
 def test_the_other_commands_agree_with_the_demo(installed: Installed, first: dict[str, Any]) -> None:
     assert installed.json('mmpipe', 'plan', 'demo')['pending'] is False
     frozen = installed.json('mmpipe', 'snapshot', 'demo')

@@ -52,8 +52,10 @@ def source_of(query: Any, *, whole: bool = False) -> tuple[Any, Any]:
 
 def chosen_by(query: Any) -> str:
     """The parts of a query by which its rows depend on each other, in words; '' for a query without."""
-    used = [clause for clause in WHOLE if getattr(query, clause, None) is not None]
-    return ', '.join(f'{clause.rsplit("_", 1)[0]} {getattr(query, clause)}' for clause in used)
+    parts = {clause.rsplit('_', 1)[0]: getattr(query, clause, None) for clause in WHOLE}
+    if parts['order_by']:
+        parts['order_by'] = ', '.join(f'{each}{"" if rising else " falling"}' for each, rising in parts['order_by'])
+    return ', '.join(f'{name} {part}' for name, part in parts.items() if part is not None)
 
 
 def filter_of(query: Any) -> Any:

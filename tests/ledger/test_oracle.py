@@ -321,7 +321,7 @@ def forget_results() -> None:
 shared = {'deadline': None, 'suppress_health_check': [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
 
 
-@settings(max_examples=4, **shared)
+@settings(max_examples=2, **shared)
 @given(st.lists(steps, min_size=3, max_size=6), some, st.booleans(), st.sampled_from(list(FIELDS)))
 def test_a_random_history_ends_as_from_scratch_with_the_fewest_calls(
     pixeltable_home: Path, history, first, cached, last

@@ -26,6 +26,7 @@ def write(root):
     return write_snapshot(root, FIELDS, block)
 
 
+@pytest.mark.slow
 def test_a_run_names_the_url_it_was_trained_from_and_goes_on_from_it(url, tmp_path, monkeypatch):
     monkeypatch.setenv('MMPIPE_HOME', str(tmp_path))
     write(url)

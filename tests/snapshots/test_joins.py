@@ -149,7 +149,7 @@ def run(shop: Shop, hows: tuple[str, str, str], history: list[tuple]) -> None:
 shared = {'deadline': None, 'suppress_health_check': [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]}
 
 
-@settings(max_examples=5, **shared)
+@settings(max_examples=3, **shared)
 @given(st.tuples(*[st.sampled_from(HOWS)] * 3), st.lists(steps, min_size=3, max_size=8))
 def test_a_random_history_of_joined_tables_ends_as_from_scratch(shop, hows, history):
     run(shop, hows, history)

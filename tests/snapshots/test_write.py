@@ -47,7 +47,7 @@ ROUND = st.fixed_dictionaries({
 })  # fmt: skip
 
 
-@settings(deadline=None, max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=1, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(ROUND, min_size=2, max_size=2))
 def test_a_delta_holds_what_a_snapshot_from_scratch_holds_and_writes_only_what_changed(
     shared, tmp_path_factory, rounds

@@ -9,7 +9,7 @@ from mmpipe.errors import SchemaError
 from mmpipe.functions import mean_pool, pixels
 from mmpipe.store.expressions import (
     aggregated,
-    column_name,
+    column_id,
     columns_in_scope,
     filter_of,
     id_of,
@@ -29,16 +29,16 @@ def test_a_table_a_view_and_a_filter_say_what_they_are_made_of(directory):
     assert source_of(query)[1] is query
     assert (str(filter_of(query)), filter_of(view)) == ('x < 9', None)
     assert columns_in_scope(view) == ['y', 'photo', 'x']
-    for clause, query in (
-        ('limit', view.limit(1)),
-        ('select', view.select(view.x)),
-        ('order_by', view.order_by(view.x)),
-    ):
-        with pytest.raises(SchemaError, match=rf'this query has {clause}\. Name the fields in fields='):
+    for query in (view.select(view.x), view.group_by(view.x)):
+        with pytest.raises(SchemaError, match=r'this query has (select|group_by)\. Name the fields in fields='):
+            source_of(query, whole=True)
+    for clause, query in (('limit', view.limit(1)), ('order_by', view.order_by(view.x)), ('sample', view.sample(n=1))):
+        with pytest.raises(SchemaError, match=rf'depends on other rows \({clause} .*full=True'):
             source_of(query)
+        assert source_of(query, whole=True)[1] is query
 
     assert [is_expression(value) for value in (view.x, view.x + 1, 'x', None)] == [True, True, False, False]
-    assert [column_name(value) for value in (view.x, view.x + 1)] == ['x', None]
+    assert [column_id(value) for value in (view.x, view.x + 1)] == [(id_of(table), 'x'), None]
     assert str(aggregated(mean_pool(pixels(view.photo, size=2)))) == str(pixels(view.photo, size=2))
     assert owners_of(view.x + view.y) == {id_of(table), id_of(view)}
     assert tables_behind(view.y) == {id_of(view)}
