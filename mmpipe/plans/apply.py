@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -96,9 +96,14 @@ def apply(
         if _schema_of(plan(planned.tables, planned.directory)) != _schema_of(planned):
             raise PlanError(f"'{planned.directory}' changed since this plan was made. Make a new one, and look at it.")
         try:
-            failed = _change_schema(pxt, planned, allow_destructive)
+            left = _change_columns(pxt, planned)
+            failed: list[str] = []
+            if columns is None and any(change.action in ('create', 'recreate') for change in planned.changes):
+                # A view is filled as it is made, from what it reads: that comes first, or the view is made twice.
+                failed += _compute(pxt, planned, None, part, progress, trust)
+            failed += _make_tables(pxt, planned, left, allow_destructive)
             chosen = None if columns is None else _chosen(pxt, planned.directory, columns)
-            failed += list(_compute(pxt, planned, chosen, part, progress, trust))
+            failed += _compute(pxt, planned, chosen, part, progress, trust)
         except pxt.Error as error:
             raise PlanError(
                 f"Pixeltable refused a change in '{planned.directory}': {error} Correct the class that declares it; "
@@ -115,11 +120,9 @@ def _schema_of(planned: Plan) -> list[Change]:
     return [change if change.action in VALUES else replace(change, rows=0) for change in changes]
 
 
-def _change_schema(pxt: Any, planned: Plan, allow_destructive: bool) -> list[str]:
-    """Do the changes of the schema; returns a message per column of a new view with failed cells."""
-    if not planned.schema:
-        planned.tables.bind_all(planned.directory)
-        return []
+@contextmanager
+def _schema_changes(pxt: Any, planned: Plan) -> Iterator[set[ColumnName]]:
+    """Tell apart the rows there are before and after; gives a set for (path, column) of what is computed inside."""
     there = [path_of(table) for table in tables_in(planned.directory) if base_of(table) is table]
     added = [(c.table, c.name) for c in planned.changes if c.action == 'add' and c.rows and c.detail != INDEX]
     with ExitStack() as locks:
@@ -129,12 +132,13 @@ def _change_schema(pxt: Any, planned: Plan, allow_destructive: bool) -> list[str
             table = pxt.get_table(path)
             with keeping(table) as book:  # tells apart what others wrote, before the versions of all rows move
                 until[path] = next_row_id(table)
-                book.unfilled([name for name in added if name[0] in book.tables], until[path])
-        failed, filled = _carry_out(pxt, planned, allow_destructive)
+                names = [name for name in added if name[0] in book.tables and name not in book.prints]
+                book.unfilled(names, until[path])
+        filled: set[ColumnName] = set()
+        yield filled
         # A table that was not there had no rows to compute.
         bases = {path_of(base_of(pxt.get_table(table))) for table, _ in filled} & until.keys() if until else set()
         mark_filled(bases, filled, until)
-    return failed
 
 
 def _chosen(pxt: Any, directory: str, columns: Iterable[Any]) -> set[ColumnName]:
@@ -175,36 +179,48 @@ def _compute(
         yield from backfill(table, names, part=part, progress=progress)
 
 
-def _carry_out(pxt: Any, planned: Plan, allow_destructive: bool) -> tuple[list[str], set[ColumnName]]:
-    """Do it; returns a message per column of a new view with failed cells, and the columns that are computed now."""
-    pxt.create_dir(planned.directory, parents=True, if_exists='ignore')
-    for change in reversed(planned.changes):  # views behind what they are over
-        if change.action == 'recreate' or (change.action == 'drop' and not change.name):
-            pxt.drop_table(change.table)
-    # Altered columns first: what is added over one of them is then made from it.
-    pending = [change for action in ('alter', 'add') for change in planned.changes if change.action == action]
-    models = declared_models(planned.tables) or {}
-    while pending:
-        left = [
-            change
-            for change in pending
-            if not carry_out_column(
-                pxt.get_table(change.table),
-                models[change.table.rsplit('/', 1)[-1]],
-                change.name,
-                'alter' if change.action == 'alter' else 'add',
-            )
-        ]
-        if len(left) == len(pending):
-            break
-        pending = left
-    planned.tables.update_all(planned.directory, allow_destructive=allow_destructive)
-    filled = {(change.table, change.name) for change in pending}
+def _change_columns(pxt: Any, planned: Plan) -> list[Change]:
+    """Drop tables and views, add and alter columns without computing them; returns the columns it could not."""
+    if not planned.schema:
+        return []
+    with _schema_changes(pxt, planned):
+        pxt.create_dir(planned.directory, parents=True, if_exists='ignore')
+        for change in reversed(planned.changes):  # views behind what they are over
+            if change.action == 'recreate' or (change.action == 'drop' and not change.name):
+                pxt.drop_table(change.table)
+        # Altered columns first: what is added over one of them is then made from it.
+        pending = [change for action in ('alter', 'add') for change in planned.changes if change.action == action]
+        models = declared_models(planned.tables) or {}
+        while pending:
+            left = [
+                change
+                for change in pending
+                if not carry_out_column(
+                    pxt.get_table(change.table),
+                    models[change.table.rsplit('/', 1)[-1]],
+                    change.name,
+                    'alter' if change.action == 'alter' else 'add',
+                )
+            ]
+            if len(left) == len(pending):
+                break
+            pending = left
+    return pending
+
+
+def _make_tables(pxt: Any, planned: Plan, left: list[Change], allow_destructive: bool) -> list[str]:
+    """Create tables and views, and the columns that are left; returns a message per column of a view that failed."""
+    if not planned.schema:
+        planned.tables.bind_all(planned.directory)
+        return []
     failed: list[str] = []
-    for change in planned.changes:
-        if change.action in ('create', 'recreate'):
-            filled.add((change.table, '*'))
-            made = pxt.get_table(change.table)
-            if made.get_base_table() is not None:  # a view is filled as it is made
-                failed += failed_cells(made, sorted(computed_columns(made)))
-    return failed, filled
+    with _schema_changes(pxt, planned) as filled:
+        planned.tables.update_all(planned.directory, allow_destructive=allow_destructive)
+        filled |= {(change.table, change.name) for change in left}
+        for change in planned.changes:
+            if change.action in ('create', 'recreate'):
+                filled.add((change.table, '*'))
+                made = pxt.get_table(change.table)
+                if made.get_base_table() is not None:  # a view is filled as it is made
+                    failed += failed_cells(made, sorted(computed_columns(made)))
+    return failed

@@ -216,16 +216,14 @@ class Model:
             self.settle()
         wanted = {name for _, _, name, _ in self.planned()}
         recreated = '' in wanted
-        altered = self.altered()
         self.applied = replace(self.applied, by=self.code.by, default=self.code.default)
         for row in self.rows.values():
-            for name in altered:
-                self.made(row, [name, *(each for each in that_read([name]) if not (recreated and each == 'weight'))])
-            if recreated:
-                self.made(row, ['parts', 'weight'])
             for name in COLUMNS:
                 if name in wanted and row.count(name) and row.prints[name] != self.prints()[name]:
-                    self.made(row, [name, *that_read([name])])
+                    again = [name, *that_read([name])]
+                    self.made(row, [each for each in again if not (recreated and TABLE[each] == 'parts')])
+            if recreated:  # last, from what is made by then
+                self.made(row, ['parts', 'weight'])
 
     def odd(self, row: Row) -> bool:
         """Whether others ran an older iterator for a row than the one that found it: nobody can tell."""
