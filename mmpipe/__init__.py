@@ -51,7 +51,7 @@ _WHERE: dict[str, str | None] = {
     # torch side
     'ShardDataset': 'mmpipe.data',
     'DataLoader': 'mmpipe.data',
-    'collate': 'mmpipe.data',
+    'collate': 'mmpipe.data.collate',
     'epoch_order': 'mmpipe.data',
     'transforms': 'mmpipe.data',
     'encoders': 'mmpipe.models',
@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     from mmpipe import sources as sources
     from mmpipe.data import DataLoader as DataLoader
     from mmpipe.data import ShardDataset as ShardDataset
-    from mmpipe.data import collate as collate
+    from mmpipe.data.collate import collate as collate
     from mmpipe.data import epoch_order as epoch_order
     from mmpipe.data import transforms as transforms
     from mmpipe.errors import MmpipeError as MmpipeError

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
-from mmpipe.data.collate import read_batch, split_batch
+from mmpipe.data.batch import BatchTask, Request
+from mmpipe.data.collate import as_tensors, split_batch
+from mmpipe.decode import Decoder
 from mmpipe.errors import DataError
 from mmpipe.shards import Rows
 
@@ -23,14 +26,19 @@ class ShardDataset(Dataset):
         DataLoader(dataset, batch_size=64, shuffle=True, num_workers=2, multiprocessing_context='spawn')
         DataLoader(dataset, sampler=BatchSampler(RandomSampler(dataset), 64, False), batch_size=None)
 
-    Both give the batch layout of `mmpipe.data.collate`. The second skips collating and is faster.
+    Both give the batch layout of `mmpipe.data.batch`. The second skips collating and is faster. A sample is the same
+    as in `mm.DataLoader` of the same seed and epoch.
 
     Args:
         rows: what to read, such as `snapshot.split('train')`.
         fields: names of the fields to read; all when None.
+        decode: {field: decoder} for fields of encoded files, as in `mm.DataLoader`.
+        seed: of what decoders draw.
+        on_error: 'raise', or 'mask' to count a value that cannot be decoded as missing.
 
     Raises:
         DataError: no rows, or a field that the snapshot does not hold.
+        ConfigError: a decoder for a field that is not read, or is stored decoded.
 
     >>> from mmpipe.data.collate import example_rows
     >>> dataset = ShardDataset(example_rows())
@@ -38,7 +46,15 @@ class ShardDataset(Dataset):
     (2, tensor(1.5000), tensor([0, 1]))
     """
 
-    def __init__(self, rows: Rows, *, fields: Iterable[str] | None = None) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        *,
+        fields: Iterable[str] | None = None,
+        decode: Mapping[str, Decoder] | None = None,
+        seed: int = 0,
+        on_error: Literal['raise', 'mask'] = 'raise',
+    ) -> None:
         self.rows = rows
         self.fields = list(rows.fields) if fields is None else list(fields)
         missing = [name for name in self.fields if name not in rows.fields]
@@ -52,6 +68,16 @@ class ShardDataset(Dataset):
                 f'There are no rows to load from snapshot {rows.snapshot.id} in {rows.snapshot.root!r} '
                 f'(splits: {dict(rows.snapshot.splits)}). Check the split and the filter.'
             )
+        self.task = BatchTask(rows, self.fields, decode=decode, seed=seed, on_error=on_error)
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that are there already see it change
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let decoders draw the random numbers of an epoch, in workers too.
+
+        Args:
+            epoch: from 0.
+        """
+        self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -63,7 +89,8 @@ class ShardDataset(Dataset):
             IndexError: a position outside the rows.
         """
         if isinstance(index, (Sequence, np.ndarray)):
-            return read_batch(self.rows, self.fields, self._positions(np.asarray(index, dtype=np.int64)))
+            positions = self._positions(np.asarray(index, dtype=np.int64))
+            return as_tensors(self.task(Request(positions, epoch=int(self._epoch))))
         return self.__getitems__([operator.index(index)])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:

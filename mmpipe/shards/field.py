@@ -94,6 +94,17 @@ class Field:
             return math.prod(self.shape) * np.dtype(self.dtype).itemsize
         return 8 if self.kind == 'label' else None
 
+    @property
+    def dense_shape(self) -> tuple[int, ...] | None:
+        """Shape of one row where all rows have the same; None for ragged, string and binary.
+
+        >>> Field(name='tags', kind='labels', vocabulary=('red', 'blue')).dense_shape
+        (2,)
+        """
+        if self.kind == 'labels':
+            return (len(self.vocabulary or ()),)
+        return {'tensor': self.shape, 'label': (), 'scalar': ()}.get(self.kind)
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values; `from_json` gives the field back.
 

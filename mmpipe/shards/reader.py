@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,14 +12,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmpipe.errors import DataError, ShardError
+from mmpipe.shards import gather
 from mmpipe.shards import manifest as manifests
 from mmpipe.shards.column import one_array, pick
 from mmpipe.shards.field import Column, Field
+from mmpipe.shards.gather import BlockColumn, by_group
 from mmpipe.shards.manifest import Manifest, Shard
 from mmpipe.shards.root import Root, root_of
 
 if TYPE_CHECKING:
     from mmpipe.shards.history import SnapshotDiff
+
+KEPT_BYTES = 64 << 20  # of a small field, for all rows of a selection
 
 
 def open_snapshot(root: str | Path | Root, id: str | None = None) -> Snapshot:
@@ -77,7 +81,7 @@ class Snapshot:
         self.splits = manifest.splits
         self.versions = manifest.versions
         self._tables: dict[str, pa.Table] = {}
-        self._columns: dict[tuple[int, str], tuple[list[Column], np.ndarray | None]] = {}
+        self._columns: dict[tuple[int, str], BlockColumn] = {}
         self._files: dict[tuple[int, str], Shard] = {}
         self._patches: dict[tuple[int, str], Shard] = {}
         for shard in manifest.shards:
@@ -151,26 +155,15 @@ class Snapshot:
         index[patch[0][first:last] - start] = len(column) + np.arange(last - first)
         return pick([column, patch[1].slice(first, last - first)], index)
 
-    def _parts(self, name: str, places: np.ndarray) -> Iterator[tuple[Column, np.ndarray, np.ndarray]]:
-        """For each array that holds some of the rows: the field there, their rows in it, and their positions."""
-        for block, where in _by_group(places[:, 0]):
-            found = self._columns.get((block, name))
-            if found is None:
-                patch = self.patch(block, name)
-                chunks = [*self.unpatched(block, name).chunks, *([] if patch is None else [patch[1]])]
-                columns = [Column(self.fields[name], chunk) for chunk in chunks]
-                found = self._columns[block, name] = columns, None if patch is None else patch[0]
-            columns, patched = found
-            rows = places[where, 1]
-            if len(columns) == 1:
-                yield columns[0], rows, where
-                continue
-            starts = np.cumsum([0, *(len(column.array) for column in columns)])
-            if patched is not None:  # their values lie behind those of all rows
-                at = np.minimum(np.searchsorted(patched, rows), len(patched) - 1)
-                rows = np.where(patched[at] == rows, starts[-2] + at, rows)
-            for number, here in _by_group(np.searchsorted(starts, rows, side='right') - 1):
-                yield columns[number], rows[here] - starts[number], where[here]
+    def column(self, block: int, name: str) -> BlockColumn:
+        """A field of a block, mapped."""
+        found = self._columns.get((block, name))
+        if found is None:
+            patch = self.patch(block, name)
+            chunks = [*self.unpatched(block, name).chunks, *([] if patch is None else [patch[1]])]
+            columns = [Column(self.fields[name], chunk) for chunk in chunks]
+            found = self._columns[block, name] = BlockColumn(columns, None if patch is None else patch[0])
+        return found
 
     def rows(self) -> Rows:
         """All rows."""
@@ -238,6 +231,7 @@ class Rows:
     def __init__(self, snapshot: Snapshot, index: np.ndarray) -> None:
         self.snapshot = snapshot
         self.index = np.asarray(index, dtype=np.int64)
+        self._kept: dict[str, tuple[Any, np.ndarray]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Rows, (self.snapshot, self.index)  # without the keys and places kept so far
@@ -271,7 +265,7 @@ class Rows:
     def system(self, name: str) -> np.ndarray:
         """One of the columns mmpipe keeps beside the fields: `_key`, `_hash`, `_split`, `_rowid`, `_digest.<field>`."""
         out = np.empty(len(self), dtype=np.uint64 if name == '_hash' else object)
-        for block, where in _by_group(self.places[:, 0]):
+        for block, where in by_group(self.places[:, 0]):
             chosen = self.snapshot.stored(block, name).take(pa.array(self.places[where, 1]))
             out[where] = chosen.to_numpy(zero_copy_only=False)
         return out
@@ -280,7 +274,7 @@ class Rows:
         """Mask of the rows whose system column `name` holds one of `values`: bool `[n]`."""
         out = np.zeros(len(self), dtype=bool)
         wanted = pa.array(values, type=pa.large_string())
-        for block, where in _by_group(self.places[:, 0]):
+        for block, where in by_group(self.places[:, 0]):
             chosen = self.snapshot.stored(block, name).take(pa.array(self.places[where, 1]))
             out[where] = pc.is_in(chosen.cast(pa.large_string()), value_set=wanted).to_numpy(zero_copy_only=False)
         return out
@@ -332,43 +326,51 @@ class Rows:
         """
         field = self._field(name)
         places = self.places if indices is None else self.places[_positions(indices)]
-        valid = np.ones(len(places), dtype=bool)
-        dense = {'tensor': field.shape, 'label': (), 'scalar': (), 'labels': (len(field.vocabulary or ()),)}
-        parts = list(self.snapshot._parts(name, places))
-        out: Any = None
-        if field.kind in dense and len(parts) != 1:
-            out = np.zeros((len(places), *dense[field.kind]), dtype=field.dtype)
-        elif field.kind not in dense:
-            out = [None] * len(places)
-        for column, rows, where in parts:
-            if column.valid is not None:
-                valid[where] = column.valid[rows]
-            values = column.gather(rows)
-            if field.kind not in dense:
-                for i, value in zip(where.tolist(), values, strict=True):
-                    out[i] = value
-            elif out is None:
-                out = values
-            else:
-                out[where] = values
-        if field.kind == 'scalar' and field.dtype != 'bool':
-            out = out.astype(field.dtype, copy=False)
-        return out, valid
+        if field.dense_shape is None:
+            return gather.values(self.snapshot, name, places)
+        out = np.empty((len(places), *field.dense_shape), dtype=field.dtype)
+        return out, gather.fill(self.snapshot, name, places, out)
+
+    def fill(self, name: str, indices: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """Write values of a dense field into memory that is there, without another copy.
+
+        Small values of local shards are read once for all rows and kept.
+
+        Args:
+            name: a field with a `Field.dense_shape`.
+            indices: int64 positions in this selection.
+            out: `[n, *dense_shape]` of the field's dtype; each row is written whole.
+
+        Returns:
+            bool `[n]`, False where the stored value is null; zeros are written there.
+
+        >>> from mmpipe.shards import Block, write_snapshot
+        >>> import tempfile
+        >>> fields = [Field(name='price', kind='scalar', dtype='float32')]
+        >>> block = Block(keys=['a', 'b'], columns={'price': [1.5, None]})
+        >>> rows = write_snapshot(tempfile.mkdtemp(), fields, block).rows()
+        >>> out = np.empty(2, dtype='float32')
+        >>> rows.fill('price', np.array([1, 0]), out), out
+        (array([False,  True]), array([0. , 1.5], dtype=float32))
+        """
+        kept = self._kept.get(name)
+        if kept is None and self._keeps(name):
+            kept = self._kept[name] = self.read(name)
+        if kept is None:
+            return gather.fill(self.snapshot, name, self.places[indices], out)
+        np.take(kept[0], indices, axis=0, out=out, mode='clip')
+        return kept[1][indices]
+
+    def _keeps(self, name: str) -> bool:
+        """Whether a field is small enough to be kept; of an object store it would be fetched whole."""
+        size = self.fields[name].bytes_per_row
+        return not self.snapshot.place.remote and size is not None and size <= 16 and size * len(self) <= KEPT_BYTES
 
 
 def _anchor(name: str) -> str:
     """What the shard that holds a column lists: its field, or `_key` for the system columns."""
     field = name.removeprefix('_digest.')
     return '_key' if field.startswith('_') else field
-
-
-def _by_group(groups: np.ndarray) -> list[tuple[int, np.ndarray]]:
-    """Each number that occurs, with the positions where it does, in their order."""
-    if not len(groups):
-        return []
-    order = np.argsort(groups, kind='stable')
-    cuts = np.flatnonzero(np.diff(groups[order])) + 1
-    return [(int(groups[part[0]]), part) for part in np.split(order, cuts)]
 
 
 def _positions(indices: Any) -> np.ndarray:

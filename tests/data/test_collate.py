@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmpipe.data.collate import pad
+from mmpipe.data.batch import pad
 from mmpipe.errors import DataError
 
 
@@ -17,7 +17,7 @@ def test_padding_keeps_every_value_and_adds_only_zeros(lengths, shape):
     values, found = pad(arrays)
     assert found.tolist() == lengths
     assert values.shape == (len(lengths), max([*lengths, 1]), *shape)
-    for row, array in zip(values.numpy(), arrays, strict=True):
+    for row, array in zip(values, arrays, strict=True):
         assert (row[: len(array)] == array).all()
         assert (row[len(array) :] == 0).all()
 

@@ -10,7 +10,8 @@ import torch
 from torch.utils.data import BatchSampler, ConcatDataset, SequentialSampler, Subset
 from torch.utils.data import DataLoader as TorchDataLoader
 
-from mmpipe.data import DataLoader, ShardDataset, collate
+from mmpipe.data import DataLoader, ShardDataset
+from mmpipe.data.collate import collate
 from mmpipe.errors import DataError
 
 

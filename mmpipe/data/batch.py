@@ -1,0 +1,220 @@
+"""The batch layout, in numpy: rows of a snapshot gathered, decoded and padded. Imports no torch, for worker processes.
+
+batch['photo']      uint8 [B, 3, H, W]        tensor field, in its stored dtype, or what its decoder gives
+batch['speech']     float32 [B, L]            ragged field, zeros behind each row's length
+batch['clip']       uint8 [B, T, 3, H, W]     video, decoded
+batch['category']   int64 [B]                 label: index into the vocabulary
+batch['tags']       uint8 [B, words]          several labels: 1 where present
+batch['price']      float32 [B]               scalar
+batch['title']      list of B str             string (bytes for binary)
+batch['_mask']      {field: bool [B]}         True where the value is there; a missing one is zeros
+batch['_length']    {ragged field: int64 [B]}
+batch['_key']       list of B str
+batch['_failed']    list of (key, field, why) of values that could not be decoded, only where there are any
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from mmpipe.data.order import uniform
+from mmpipe.decode import Decoder
+from mmpipe.errors import ConfigError, DataError
+from mmpipe.shards import Rows
+
+Allocate = Callable[[tuple[int, ...], Any], np.ndarray]
+"""Gives an array of a shape and dtype, with any content."""
+STREAM = 0x6465636F  # of the first random number that a decoder draws, apart from those of the transforms
+
+
+@dataclass(frozen=True)
+class Request:
+    """One batch to make.
+
+    Args:
+        positions: int64 `[B]` in the rows.
+        epoch: from 0; random numbers of decoders differ between epochs.
+        padded: how many of the last positions only fill the batch; all of their values count as missing.
+    """
+
+    positions: np.ndarray
+    epoch: int = 0
+    padded: int = 0
+
+
+class BatchTask:
+    """Makes batches: called by threads, by worker processes, or right here.
+
+    Args:
+        rows: where to read.
+        fields: names to read.
+        decode: {field: decoder} for binary fields (and string fields that become tokens).
+        host: {field: function of one sample's array, on the CPU}, run after decoding.
+        seed: of the decoders' random numbers.
+        on_error: 'raise', or 'mask' to count a value that cannot be decoded as missing and tell it in `_failed`.
+
+    Raises:
+        ConfigError: a decoder or function for a field that is not read or cannot be decoded, or another `on_error`.
+
+    >>> from mmpipe.data.collate import example_rows
+    >>> batch = BatchTask(example_rows(), ['price', 'kind'])(Request(np.array([1, 0])))
+    >>> batch['price'], batch['_mask']['price'], batch['kind'], batch['_key']
+    (array([0. , 1.5], dtype=float32), array([False,  True]), array([0, 1]), ['b', 'a'])
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        fields: Iterable[str],
+        *,
+        decode: Mapping[str, Decoder] | None = None,
+        host: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None,
+        seed: int = 0,
+        on_error: Literal['raise', 'mask'] = 'raise',
+    ) -> None:
+        self.rows = rows
+        self.fields = list(fields)
+        self.decode = dict(decode or {})
+        self.host = dict(host or {})
+        self.seed = seed
+        self.on_error = on_error
+        if on_error not in ('raise', 'mask'):
+            raise ConfigError(f"on_error={on_error!r}: 'raise', or 'mask' to count what cannot be decoded as missing.")
+        for option, names in (('decode', self.decode), ('host_transforms', self.host)):
+            unknown = [name for name in names if name not in self.fields]
+            if unknown:
+                raise ConfigError(
+                    f'{option}= names the field {unknown[0]!r}, which is not loaded; loaded are '
+                    f'{", ".join(self.fields)}. Correct the name, or add it to fields=.'
+                )
+        for name in self.decode:
+            if rows.fields[name].kind not in ('binary', 'string'):
+                raise ConfigError(
+                    f'decode= names the field {name!r}, which is stored decoded ({rows.fields[name].kind}). '
+                    f'Leave it out; decoders are for fields of encoded files.'
+                )
+
+    def __call__(self, request: Request, allocate: Allocate = np.empty) -> dict[str, Any]:
+        """One batch in the layout above.
+
+        Raises:
+            DataError: a value cannot be decoded; names field, key and cause.
+        """
+        rows, indices = self.rows, request.positions
+        batch: dict[str, Any] = {}
+        masks: dict[str, np.ndarray] = {}
+        lengths: dict[str, np.ndarray] = {}
+        keys = rows.keys[indices].tolist()
+        failed: list[tuple[str, str, str]] = []
+        for name in self.fields:
+            field = rows.fields[name]
+            if name in self.decode:
+                stored, masks[name] = rows.read(name, indices)
+                found = self._decoded(name, stored, masks[name], keys, request, allocate, failed)
+            elif field.dense_shape is not None:
+                found = allocate((len(indices), *field.dense_shape), field.dtype)
+                masks[name] = rows.fill(name, indices, found)
+            else:
+                found, masks[name] = rows.read(name, indices)
+            if name in self.host:
+                found = self._changed(name, found, keys)
+            if isinstance(found, list) and (not found or isinstance(found[0], np.ndarray)):
+                found, lengths[name] = pad(found, allocate=allocate, dtype=field.dtype, rest=field.shape)
+            batch[name] = found
+            if request.padded:
+                masks[name][-request.padded :] = False
+        batch['_mask'] = masks
+        if lengths:
+            batch['_length'] = lengths
+        batch['_key'] = keys
+        if failed:
+            batch['_failed'] = failed
+        return batch
+
+    def _decoded(
+        self, name: str, stored: Sequence[Any], valid: np.ndarray, keys: Sequence[str], request: Request,
+        allocate: Allocate, failed: list[tuple[str, str, str]],
+    ) -> Any:  # fmt: skip
+        """What the decoder makes of stored values: one array where all have one shape, else a list of arrays."""
+        decoder = self.decode[name]
+        hashes = self.rows.hashes[request.positions]
+        draws = np.empty((len(stored), decoder.draws), dtype=np.float32)
+        for stream in range(decoder.draws):
+            draws[:, stream] = uniform(hashes, self.seed, request.epoch, STREAM + stream)
+        out = None if decoder.shape is None else allocate((len(stored), *decoder.shape), decoder.dtype)
+        missing = np.zeros((0, *decoder.rest) if out is None else (), dtype=decoder.dtype)
+        found: list[np.ndarray] = []
+        for i, value in enumerate(stored):
+            result = missing
+            if valid[i]:
+                try:
+                    data = value.encode() if isinstance(value, str) else value
+                    result = decoder.decode(data, draws[i], None if out is None else out[i])
+                except DataError as error:
+                    why = str(error)
+                    if self.on_error == 'raise':
+                        raise DataError(
+                            f"field '{name}' of row '{keys[i]}' in snapshot {self.rows.snapshot.id}: {why} Mend the "
+                            f"row, or count such values as missing with on_error='mask'."
+                        ) from error
+                    failed.append((keys[i], name, why))
+                    valid[i] = False
+            if out is None:
+                found.append(result)
+            elif not valid[i]:
+                out[i] = 0
+        return found if out is None else out
+
+    def _changed(self, name: str, values: Any, keys: Sequence[str]) -> Any:
+        """Each sample through the user's function; one array again where all came out in one shape."""
+        found = []
+        for value, key in zip(values, keys, strict=True):
+            try:
+                found.append(np.asarray(self.host[name](value)))
+            except Exception as error:
+                raise DataError(
+                    f"host_transforms['{name}'] failed on row '{key}' with {type(error).__name__}: {error}. Correct "
+                    f'the function, or the row.'
+                ) from error
+        return np.stack(found) if len({(each.shape, each.dtype) for each in found}) == 1 else found
+
+
+def pad(
+    arrays: Sequence[np.ndarray], *, allocate: Allocate = np.empty, dtype: Any = np.float32, rest: Sequence[int] = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """Arrays that differ in their first dimension as one, zeros behind the shorter ones.
+
+    Args:
+        arrays: B arrays `[length_i, *shape]` of one dtype.
+        allocate: gives the memory.
+        dtype: of the result where there is no array.
+        rest: shape behind the first dimension where there is no array.
+
+    Returns:
+        (values `[B, L, *shape]`, lengths int64 `[B]`) with L the longest, and at least 1 so that no kernel sees an
+        empty dimension.
+
+    Raises:
+        DataError: arrays of different shapes behind the first dimension.
+
+    >>> pad([np.array([1.0, 2.0]), np.array([3.0])])
+    (array([[1., 2.],
+           [3., 0.]]), array([2, 1]))
+    """
+    lengths = np.array([len(array) for array in arrays], dtype=np.int64)
+    shapes = {array.shape[1:] for array in arrays} or {tuple(rest)}
+    if len(shapes) > 1:
+        raise DataError(
+            f'arrays of shapes {sorted(shapes)} behind the first dimension cannot be padded into one batch: '
+            f'make them one shape where the field is computed.'
+        )
+    longest = int(lengths.max(initial=1))
+    out = allocate((len(arrays), longest, *shapes.pop()), arrays[0].dtype if len(arrays) else dtype)
+    for row, array, length in zip(out, arrays, lengths.tolist(), strict=True):
+        row[:length] = array
+        row[length:] = 0
+    return out, lengths
