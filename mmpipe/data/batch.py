@@ -122,8 +122,10 @@ class BatchTask:
                 found, masks[name] = rows.read(name, indices)
             if name in self.host:
                 found = self._changed(name, found, keys)
-            if isinstance(found, list) and (not found or isinstance(found[0], np.ndarray)):
-                found, lengths[name] = pad(found, allocate=allocate, dtype=field.dtype, rest=field.shape)
+            if isinstance(found, list) and (name in self.decode or field.kind == 'ragged' or name in self.host):
+                decoder = self.decode.get(name)
+                rest, dtype = (field.shape, field.dtype) if decoder is None else (decoder.rest, decoder.dtype)
+                found, lengths[name] = pad(found, allocate=allocate, dtype=dtype, rest=rest)
             batch[name] = found
             if request.padded:
                 masks[name][-request.padded :] = False

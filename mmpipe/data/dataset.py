@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -33,6 +33,7 @@ class ShardDataset(Dataset):
         rows: what to read, such as `snapshot.split('train')`.
         fields: names of the fields to read; all when None.
         decode: {field: decoder} for fields of encoded files, as in `mm.DataLoader`.
+        host_transforms: {field: function of one sample's array, after decoding}.
         seed: of what decoders draw.
         on_error: 'raise', or 'mask' to count a value that cannot be decoded as missing.
 
@@ -52,6 +53,7 @@ class ShardDataset(Dataset):
         *,
         fields: Iterable[str] | None = None,
         decode: Mapping[str, Decoder] | None = None,
+        host_transforms: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None,
         seed: int = 0,
         on_error: Literal['raise', 'mask'] = 'raise',
     ) -> None:
@@ -68,7 +70,7 @@ class ShardDataset(Dataset):
                 f'There are no rows to load from snapshot {rows.snapshot.id} in {rows.snapshot.root!r} '
                 f'(splits: {dict(rows.snapshot.splits)}). Check the split and the filter.'
             )
-        self.task = BatchTask(rows, self.fields, decode=decode, seed=seed, on_error=on_error)
+        self.task = BatchTask(rows, self.fields, decode=decode, host=host_transforms, seed=seed, on_error=on_error)
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that are there already see it change
 
     def set_epoch(self, epoch: int) -> None:
@@ -78,6 +80,19 @@ class ShardDataset(Dataset):
             epoch: from 0.
         """
         self._epoch.fill_(epoch)
+
+    def fresh(self, fields: Iterable[str]) -> ShardDataset:
+        """The same at epoch 0, with some of its fields."""
+        names = set(fields)
+        task = self.task
+        return ShardDataset(
+            self.rows,
+            fields=[name for name in self.fields if name in names],
+            decode={name: each for name, each in task.decode.items() if name in names},
+            host_transforms={name: each for name, each in task.host.items() if name in names},
+            seed=task.seed,
+            on_error=task.on_error,
+        )
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -1,11 +1,10 @@
 """Batches of a snapshot on the device, in an order that resumes anywhere.
 
-epoch_order(hashes, seed, epoch)      positions, the same on every rank
-  └─ global batches of batch_size x world_size
-       └─ rank_slice                  this rank's positions          (EpochBatches)
-            └─ ShardDataset           one gather per field           torch DataLoader: workers, pinning
-                 └─ to_device         as stored: uint8 stays uint8
-                      └─ transforms   on the device
+sampling.sequence(seed, epoch)        positions of the epoch, the same on every rank
+  └─ global batches, rank slices      this rank's steps                    (EpochBatches)
+       └─ BatchTask                   gather, decode, pad: reading threads, ahead of the consumer, into lent memory
+            └─ device                 as stored: uint8 stays uint8; on CUDA from pinned memory, on its own stream
+                 └─ transforms        on the device
 """
 
 from __future__ import annotations
@@ -13,74 +12,34 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import signal
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import distributed
-from torch.utils.data import DataLoader as TorchDataLoader
-from torch.utils.data import Sampler
 
+from mmpipe.cores import cores
 from mmpipe.data import transforms as _transforms
+from mmpipe.data.batch import Request
+from mmpipe.data.batches import EpochBatches, Step, world
+from mmpipe.data.collate import as_tensors
+from mmpipe.data.crossing import crossed
 from mmpipe.data.dataset import ShardDataset
+from mmpipe.data.depth import Depth
 from mmpipe.data.device import Transfer, resolve, to_device
-from mmpipe.data.order import epoch_order, rank_slice
+from mmpipe.data.leases import Leases
+from mmpipe.data.sampling import Sampling, Sequential, Shuffle
+from mmpipe.data.threads import Reader, ThreadReader
+from mmpipe.decode import Decoder
 from mmpipe.errors import ConfigError, DataError
 from mmpipe.shards import Rows
 
+__all__ = ['DataLoader', 'rows_digest', 'world']
 
-class EpochBatches(Sampler):
-    """The positions of each batch of one rank, from a given sample of an epoch on.
-
-    Args:
-        hashes: uint64 `[N]` of all rows, the same on every rank.
-        batch_size: rows per batch on one rank.
-        shuffle: order by `epoch_order`, else as stored.
-        seed: of the order.
-        drop_last: leave out a last global batch that is not full.
-
-    >>> batches = EpochBatches(np.arange(5, dtype=np.uint64), batch_size=2, shuffle=False, seed=0, drop_last=False)
-    >>> [batch.tolist() for batch in batches]
-    [[0, 1], [2, 3], [4]]
-    """
-
-    def __init__(self, hashes: np.ndarray, *, batch_size: int, shuffle: bool, seed: int, drop_last: bool) -> None:
-        self.hashes = hashes
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.seed = seed
-        self.drop_last = drop_last
-        self.epoch = 0
-        self.start = 0
-        self.given: deque[np.ndarray] = deque()  # handed to the reading side and not yet back: it reads ahead
-
-    @property
-    def global_batch(self) -> int:
-        """Rows that one step takes over all ranks."""
-        return self.batch_size * world()[1]
-
-    @property
-    def end(self) -> int:
-        """Samples an epoch visits."""
-        count = len(self.hashes)
-        return count - count % self.global_batch if self.drop_last else count
-
-    def __len__(self) -> int:
-        return math.ceil((self.end - self.start) / self.global_batch)
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        rank, world_size = world()
-        order = epoch_order(self.hashes, self.seed, self.epoch) if self.shuffle else np.arange(len(self.hashes))
-        self.given.clear()
-        for start in range(self.start, self.end, self.global_batch):
-            step = order[start : min(start + self.global_batch, self.end)]
-            positions = step[rank_slice(len(step), rank, world_size)]
-            self.given.append(positions)
-            yield positions
+THREADS = 8  # at most, where their number is not given
 
 
 class DataLoader:
@@ -88,26 +47,43 @@ class DataLoader:
 
     Each pass is one epoch; passes number the epochs. Under `torch.distributed`, every rank makes the same loader and
     gets its own part of each step; a last step that the ranks cannot share evenly is split unevenly, so that every
-    sample comes once (a rank's last batch can be empty). Drawing from the global random generators does not change
-    the order, nor does iterating change them.
+    sample comes once (a rank's last batch can be empty), unless `pad_last` or `drop_last` says otherwise. Drawing from
+    the global random generators does not change the order, nor does iterating change them.
+
+    Batches are made ahead by threads, in memory that is lent: it is used again when the last tensor over it is gone, so
+    batches can be kept as long as they are needed.
 
     Args:
-        rows: what to load, such as `snapshot.split('train')`.
+        rows: what to load, such as `snapshot.split('train')`; or a mixture (`mm.sampling.mixture`).
         batch_size: rows per batch on each rank.
+        global_batch_size: instead of it, rows per step over all ranks.
         shuffle: a new order each epoch.
-        seed: of order and augmentation.
+        sampler: what an epoch visits (`mm.sampling`), instead of `shuffle`.
+        seed: of order, decoding and augmentation.
         device: 'auto', 'cpu' or any torch device.
+        decode: {field: decoder} for fields of encoded files (`mm.decode`).
         transforms: {field: callable on the field's tensor on the device}; see `mmpipe.data.transforms`.
-        num_workers: reading processes (spawned); 0 reads in this one, which is the faster way unless a field is
-            slow to decode.
-        pin_memory: copy to page-locked memory before the transfer; only on CUDA when None.
-        drop_last: leave out a last step that is not full.
+        host_transforms: {field: function of one sample's array on the CPU, after decoding}. Such functions hold the
+            interpreter lock, so batches are then made in worker processes, which must be able to import the function.
+        num_workers: reading threads (processes with `host_transforms`); 'auto' for one per core, 0 to read in the
+            thread that iterates.
+        prefetch_factor: batches made ahead per worker; None to go by how fast they are made and used.
+        pin_memory: make batches in page-locked memory; only on CUDA when None.
+        drop_last: leave out a last step that is not full; `dropped` says how many samples that are.
+        pad_last: fill it with samples from the start of the epoch, whose values all count as missing.
         fields: names of the fields to read; all when None.
+        on_error: what to do with a value that cannot be decoded: 'raise', or 'mask' to count it as missing, and keep
+            key, field and cause in `failed`.
         on_transfer: told of every tensor that crosses to the device: (name, dtype, bytes, device).
+        pool_bytes: memory that may be lent at once; a quarter of the machine's when None.
 
     Raises:
-        ConfigError: a batch size below 1, a negative number of workers, or pinning without CUDA.
+        ConfigError: numbers that are not possible, options that exclude each other, or pinning without CUDA.
         DataError: no rows, or a field or transform that names no field.
+
+    Attributes:
+        failed: {(key, field): cause} of values that could not be decoded, with `on_error='mask'`.
+        waited_s: seconds that the newest pass waited for batches.
 
     >>> from mmpipe.data.collate import example_rows
     >>> loader = DataLoader(example_rows(), batch_size=2, device='cpu')
@@ -119,28 +95,42 @@ class DataLoader:
         self,
         rows: Rows,
         *,
-        batch_size: int,
+        batch_size: int | None = None,
+        global_batch_size: int | None = None,
         shuffle: bool = False,
+        sampler: Sampling | None = None,
         seed: int = 0,
         device: str | torch.device = 'auto',
+        decode: Mapping[str, Decoder] | None = None,
         transforms: Mapping[str, Callable[..., torch.Tensor]] | None = None,
-        num_workers: int = 0,
+        host_transforms: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None,
+        num_workers: int | Literal['auto'] = 'auto',
+        prefetch_factor: int | None = None,
         pin_memory: bool | None = None,
         drop_last: bool = False,
+        pad_last: bool = False,
         fields: Iterable[str] | None = None,
+        on_error: Literal['raise', 'mask'] = 'raise',
         on_transfer: Transfer | None = None,
+        pool_bytes: int | None = None,
     ) -> None:
-        if batch_size < 1 or num_workers < 0:
+        workers = min(cores(), THREADS) if num_workers == 'auto' else num_workers
+        if workers < 0 or (prefetch_factor is not None and prefetch_factor < 1):
             raise ConfigError(
-                f'DataLoader(batch_size={batch_size}, num_workers={num_workers}): give at least 1 row and 0 workers.'
+                f'DataLoader(num_workers={num_workers}, prefetch_factor={prefetch_factor}): give at least 0 workers '
+                f'and 1 batch per worker.'
             )
+        if shuffle and sampler is not None:
+            raise ConfigError('DataLoader(shuffle=True, sampler=...): a sampler decides the order alone; give one.')
         self.device = resolve(device)
         if pin_memory and self.device.type != 'cuda':
             raise ConfigError(
                 f'pin_memory=True speeds up copies to CUDA only, and the device is {self.device}: leave it out.'
             )
         self.pin_memory = self.device.type == 'cuda' if pin_memory is None else pin_memory
-        self.dataset = ShardDataset(rows, fields=fields)
+        self.dataset = ShardDataset(
+            rows, fields=fields, decode=decode, host_transforms=host_transforms, seed=seed, on_error=on_error
+        )
         self.transforms = dict(transforms or {})
         unknown = [name for name in self.transforms if name not in self.dataset.fields]
         if unknown:
@@ -148,12 +138,22 @@ class DataLoader:
                 f'transforms= names the field {unknown[0]!r}, which is not loaded; loaded are '
                 f'{", ".join(self.dataset.fields)}. Correct the name, or add it to fields=.'
             )
-        self.num_workers = num_workers
+        self.num_workers, self.prefetch_factor = workers, prefetch_factor
         self.on_transfer = on_transfer
-        self.batches = EpochBatches(rows.hashes, batch_size=batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last)
-        self._resume_at = 0
+        self.batches = EpochBatches(
+            rows,
+            sampling=sampler or (Shuffle() if shuffle else Sequential()),
+            batch_size=batch_size,
+            global_batch_size=global_batch_size,
+            seed=seed,
+            drop_last=drop_last,
+            pad_last=pad_last,
+        )
+        self.pool = Leases(limit_bytes=pool_bytes, pinned=self.pin_memory)
+        self.failed: dict[tuple[str, str], str] = {}
+        self.waited_s = 0.0
+        self._epoch = self._resume_at = 0
         self._position = (0, 0)
-        self._torch_loader: TorchDataLoader | None = None
 
     @property
     def rows(self) -> Rows:
@@ -167,8 +167,18 @@ class DataLoader:
 
     @property
     def batch_size(self) -> int:
-        """Rows per batch on each rank."""
-        return self.batches.batch_size
+        """Rows per batch on each rank; the largest of them where the ranks cannot share a step evenly."""
+        return -(-self.batches.global_batch // world()[1])
+
+    @property
+    def dropped(self) -> int:
+        """Samples at the end of each epoch that `drop_last` leaves out."""
+        return self.batches.dropped
+
+    @property
+    def padded(self) -> int:
+        """Samples that `pad_last` adds at the end of each epoch, on all ranks together."""
+        return self.batches.padded
 
     @cached_property
     def digest(self) -> str:
@@ -177,51 +187,60 @@ class DataLoader:
 
     def __len__(self) -> int:
         """Batches in one whole epoch."""
-        return math.ceil(self.batches.end / self.batches.global_batch)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        batches = self.batches
-        batches.start, self._resume_at = self._resume_at, 0
-        epoch, consumed = batches.epoch, batches.start
-        self._position = (epoch, consumed)
-        # The sampler is consumed in this process, also with workers, which read ahead in order; so `given` holds the
-        # positions of exactly the batches still to come.
-        for batch in self._reader():
-            positions = batches.given.popleft()
-            consumed = min(consumed + batches.global_batch, batches.end)
-            self._position = (epoch, consumed)
-            yield self._finished(batch, self.rows.hashes[positions], epoch)
-        batches.epoch, batches.start = epoch + 1, 0
+        epoch, start = self._epoch, self._resume_at
+        self._resume_at = 0
+        self._position = (epoch, start)
+        self.dataset.set_epoch(epoch)
+        made = self._made(epoch, start)
+        if self.device.type == 'cuda':
+            batches = crossed(made, self.device, on_transfer=self.on_transfer)
+        else:
+            batches = ((step, to_device(batch, self.device, on_transfer=self.on_transfer)) for step, batch in made)
+        for step, batch in batches:
+            self._position = (epoch, step.consumed)
+            yield self._transformed(batch, step, epoch)
+        self._epoch = epoch + 1
         self._position = (epoch + 1, 0)
 
-    def _reader(self) -> TorchDataLoader:
-        if self._torch_loader is None:
-            workers: dict[str, Any] = {
-                'multiprocessing_context': 'spawn',
-                'persistent_workers': True,
-                'worker_init_fn': _leave_interrupts_to_parent,
-            }
-            self._torch_loader = TorchDataLoader(
-                self.dataset,
-                sampler=self.batches,
-                batch_size=None,
-                collate_fn=_as_it_is,
-                num_workers=self.num_workers,
-                pin_memory=self.pin_memory,
-                # Making an iterator draws a seed; from a generator of our own, so that the global one stays untouched.
-                generator=torch.Generator().manual_seed(self.batches.seed),
-                **(workers if self.num_workers else {}),
-            )
-        return self._torch_loader
+    def _made(self, epoch: int, start: int) -> Iterator[tuple[Step, dict[str, Any]]]:
+        """Batches of this rank on the host, made ahead."""
+        steps = self.batches.steps(epoch, start)
+        reader = self._reader()
+        depth = Depth(self.num_workers, fixed=self.prefetch_factor)
+        given: deque[Step] = deque()
+        self.waited_s, had = 0.0, time.perf_counter()
+        try:
+            while True:
+                while len(given) < depth.now and (step := next(steps, None)) is not None:
+                    reader.submit(Request(step.positions, epoch=epoch, padded=step.padded))
+                    given.append(step)
+                if not given:
+                    return
+                asked = time.perf_counter()
+                batch = reader.next()
+                used, had = asked - had, time.perf_counter()
+                self.waited_s += had - asked
+                depth.note(made_s=reader.made_s, used_s=used)
+                for key, field, why in batch.pop('_failed', ()):
+                    self.failed[key, field] = why
+                # Which rows have a value is known here, on the host. Sent along, it spares the model and the losses a
+                # round trip to the device per field and step.
+                batch['_present'] = {name: np.flatnonzero(mask) for name, mask in batch['_mask'].items()}
+                yield given.popleft(), as_tensors(batch)
+        finally:
+            reader.close()
 
-    def _finished(self, batch: dict[str, Any], hashes: np.ndarray, epoch: int) -> dict[str, Any]:
-        # Which rows have a value is known here, on the host. Sent along, it spares the model and the losses a
-        # round trip to the device per field and step.
-        batch['_present'] = {name: mask.nonzero().flatten() for name, mask in batch['_mask'].items()}
-        batch = to_device(batch, self.device, non_blocking=self.pin_memory, on_transfer=self.on_transfer)
-        draw = _transforms.Draw(hashes, self.batches.seed, epoch)
-        for name, transform in self.transforms.items():
-            batch[name] = _transforms.apply(transform, batch[name], draw)
+    def _reader(self) -> Reader:
+        return ThreadReader(self.dataset.task, threads=self.num_workers, allocate=self.pool)
+
+    def _transformed(self, batch: dict[str, Any], step: Step, epoch: int) -> dict[str, Any]:
+        if self.transforms:
+            draw = _transforms.Draw(self.rows.hashes[step.positions], self.batches.seed, epoch)
+            for name, transform in self.transforms.items():
+                batch[name] = _transforms.apply(transform, batch[name], draw)
         return batch
 
     def set_epoch(self, epoch: int) -> None:
@@ -250,7 +269,7 @@ class DataLoader:
             'consumed': consumed,
             'global_batch': self.batches.global_batch,
             'seed': self.batches.seed,
-            'shuffle': self.batches.shuffle,
+            'sampling': self.batches.sampling.identity(),
             'rows': len(self.rows),
             'digest': self.digest,
         }
@@ -265,7 +284,7 @@ class DataLoader:
             DataError: it belongs to other rows or another order.
         """
         mine = self.state_dict()
-        for name in ('rows', 'digest', 'seed', 'shuffle'):
+        for name in ('rows', 'digest', 'seed', 'sampling'):
             if state[name] != mine[name]:
                 raise DataError(
                     f'The state of a loader with {name}={state[name]!r} was given to one with {name}={mine[name]!r} '
@@ -274,7 +293,7 @@ class DataLoader:
         epoch, consumed = int(state['epoch']), int(state['consumed'])
         if consumed >= self.batches.end:
             epoch, consumed = epoch + 1, 0
-        self.batches.epoch, self._resume_at = epoch, consumed
+        self._epoch, self._resume_at = epoch, consumed
         self._position = (epoch, consumed)
 
     def fresh(self, *, fields: Iterable[str] | None = None) -> DataLoader:
@@ -288,37 +307,12 @@ class DataLoader:
         ['price']
         """
         other = copy.copy(self)
-        if fields is not None:
-            wanted = set(fields)
-            other.dataset = ShardDataset(self.rows, fields=[name for name in self.rows.fields if name in wanted])
-            other.transforms = {name: value for name, value in self.transforms.items() if name in wanted}
-        old = self.batches
-        other.batches = EpochBatches(
-            old.hashes, batch_size=old.batch_size, shuffle=old.shuffle, seed=old.seed, drop_last=old.drop_last
-        )
-        other._resume_at, other._position, other._torch_loader = 0, (0, 0), None
+        wanted = set(self.fields if fields is None else fields)
+        other.dataset = self.dataset.fresh([name for name in self.fields if name in wanted])
+        other.transforms = {name: value for name, value in self.transforms.items() if name in wanted}
+        other.failed = {}
+        other._epoch, other._resume_at, other._position = 0, 0, (0, 0)
         return other
-
-
-def world() -> tuple[int, int]:
-    """(rank, world_size) of this process; (0, 1) where `torch.distributed` is not initialised.
-
-    >>> world()
-    (0, 1)
-    """
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
-
-
-def _leave_interrupts_to_parent(worker: int) -> None:
-    """A terminal's Ctrl-C reaches every process; the workers go on, so that the running step can be finished."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _as_it_is(batch: Any) -> Any:
-    """Instead of torch's own walk through every string and tensor of a batch that is one already."""
-    return batch
 
 
 def rows_digest(rows: Rows) -> str:

@@ -279,7 +279,7 @@ class Trainer:
             'loader': {
                 'batch_size': train.batch_size,
                 'seed': train.batches.seed,
-                'shuffle': train.batches.shuffle,
+                'sampling': train.batches.sampling.identity(),
                 'drop_last': train.batches.drop_last,
                 'world_size': world()[1],
             },

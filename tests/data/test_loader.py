@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmpipe.data import DataLoader, epoch_order, transforms
-from mmpipe.data import loader as loader_module
+from mmpipe.data import batches as batches_module
 from mmpipe.errors import ConfigError, DataError
 
 
@@ -58,7 +58,7 @@ def test_a_state_loads_under_any_world_size_and_no_sample_is_lost_or_repeated(sh
         """Keys per rank and the states they end in, of `stop` steps."""
         keys, states = [], []
         for rank in range(world_size):
-            with mock.patch.object(loader_module, 'world', lambda rank=rank: (rank, world_size)):
+            with mock.patch.object(batches_module, 'world', lambda rank=rank: (rank, world_size)):
                 loader = make(rows, batch_size=size)
                 if state is not None:
                     loader.load_state_dict(state)
