@@ -223,7 +223,7 @@ class DataLoader:
                 batch = reader.next()
                 used, had = asked - had, time.perf_counter()
                 self.waited_s += had - asked
-                depth.note(made_s=reader.made_s, used_s=used)
+                depth.note(made_s=reader.made_s, used_s=used, waited_s=had - asked)
                 for key, field, why in batch.pop('_failed', ()):
                     self.failed[key, field] = why
                 # Which rows have a value is known here, on the host. Sent along, it spares the model and the losses a
