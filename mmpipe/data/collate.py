@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate
 
-from mmpipe.data.batch import BatchTask, Request, pad
+from mmpipe.data.batch import pad
 from mmpipe.shards import Rows
 
 
@@ -29,6 +29,7 @@ def split_batch(batch: dict[str, Any]) -> list[dict[str, Any]]:
 
     Ragged fields keep the padding of the batch they were read in, so that they stack.
 
+    >>> from mmpipe.data.batch import BatchTask, Request
     >>> samples = split_batch(as_tensors(BatchTask(example_rows(), ['price'])(Request(np.array([0, 1])))))
     >>> samples[1]['_key'], samples[1]['_mask']
     ('b', {'price': tensor(False)})
@@ -56,8 +57,9 @@ def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Returns:
         The batch.
 
-    >>> dataset_samples = split_batch(as_tensors(BatchTask(example_rows(), ['price'])(Request(np.array([0, 1])))))
-    >>> collate(dataset_samples)['price']
+    >>> from mmpipe.data.dataset import ShardDataset
+    >>> dataset = ShardDataset(example_rows())
+    >>> collate([dataset[0], dataset[1]])['price']
     tensor([1.5000, 0.0000])
     """
     ragged = samples[0].get('_length', {})

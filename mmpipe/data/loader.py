@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Literal
 

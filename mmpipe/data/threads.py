@@ -15,7 +15,13 @@ from mmpipe.data.batch import Allocate, BatchTask, Request
 
 
 class Reader(Protocol):
-    """Makes the batches that were submitted, in that order."""
+    """Makes the batches that were submitted, in that order.
+
+    Attributes:
+        made_s: seconds that the newest batch took to make.
+    """
+
+    made_s: float
 
     def submit(self, request: Request) -> None: ...  # noqa: D102
 
