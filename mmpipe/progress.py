@@ -34,8 +34,12 @@ class StageProgress:
         self._task: Any = None
         self._name = ''
         self._started = self._said = self._since = 0.0
-        self._last = ''
+        self._last = self._note = ''
         self._done = 0
+
+    def note(self, text: str) -> None:
+        """Something to show behind the numbers of the running stage, until it ends."""
+        self._note = text
 
     def __call__(self, stage: str, done: int, total: int | None, unit: str) -> None:
         """Say how far the running stage is."""
@@ -47,7 +51,8 @@ class StageProgress:
         left = f', {max(total - done, 0) / rate:.0f} s left' if total and rate and done < total else ''
         of = f'/{max(total, done):,}' if total is not None else ''
         speed = f', {rate:,.0f} {unit}/s' if rate >= 10 else f', {rate:.1f} {unit}/s' if rate else ''
-        self._last = f'{done:,}{of} {unit}{speed}'
+        note = f', {self._note}' if self._note else ''
+        self._last = f'{done:,}{of} {unit}{speed}{note}'
         if self._live is not None:
             self._live.update(self._task, completed=done, total=total, detail=self._last + left)
         elif time.monotonic() - self._said > PLAIN_EVERY_S:
@@ -57,7 +62,7 @@ class StageProgress:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Show and time one stage; its seconds add up in `seconds[name]`."""
-        self._name, self._last = name, ''
+        self._name, self._last, self._note = name, '', ''
         self._started = self._said = self._since = time.monotonic()
         self._done = 0
         if self.stream.isatty():

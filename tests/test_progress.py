@@ -84,3 +84,16 @@ def test_seconds_of_a_stage_add_up_and_an_error_ends_it() -> None:
     with show.stage('ingest'):
         pass
     assert set(show.seconds) == {'ingest'}
+
+
+def test_a_note_stands_behind_the_numbers_until_the_stage_ends() -> None:
+    out = io.StringIO()
+    show = StageProgress(out)
+    with show.stage('train'):
+        show.note('3 % waiting for data')
+        show('train', 1, 2, 'rows')
+    with show.stage('evaluate'):
+        show('evaluate', 1, 2, 'rows')
+    first, second = out.getvalue().splitlines()[-2:]
+    assert '1/2 rows, 3 % waiting for data' in first
+    assert 'waiting' not in second

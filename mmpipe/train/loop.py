@@ -82,6 +82,7 @@ class Loop:
         self.unread: list[tuple[int, torch.Tensor]] = []
         self.saved_at = time.monotonic()
         self.save_took = 0.0
+        self.waited_s = self.trained_s = 0.0  # in the epochs of this process
         self.interrupt = Interrupt()
         self.stop_agreed = False  # by all ranks
 
@@ -114,7 +115,8 @@ class Loop:
                 status = 'failed' if isinstance(error, Exception) else 'interrupted'
                 self._record(status=status, error=f'{type(error).__name__}: {error}')
                 raise
-        run = self._record(status='finished', metrics=self.metrics, step=self.step, error=None)
+        waited = {'data_wait_percent': round(100 * self.waited_s / self.trained_s, 1)} if self.trained_s else {}
+        run = self._record(status='finished', metrics=self.metrics, step=self.step, error=None, **waited)
         # The other ranks wait for the last checkpoint and record, so that they too return a run that can be used.
         path = from_rank_0(str(run.path))
         return run if world()[0] == 0 else open_run(path)
@@ -125,14 +127,17 @@ class Loop:
         last = min(self.total, (epoch + 1) * self.steps_per_epoch)
         self.model.train()
         batches = iter(self.loader)
+        began = time.monotonic()
         while self.step < last:
             # All that is random in a step is a function of its number, so a checkpoint stores no generator.
             seed_generators(self.device, self.config.seed, self.step, world()[0])
             self._step(list(itertools.islice(batches, self.config.accumulate)))
-            self._report(epoch)
+            self._report(epoch, time.monotonic() - began)
             if self.step < last and (self._stopping() or self._checkpoint_due()):
                 self._save()
                 self._stop_if_asked()
+        self.waited_s += self.loader.waited_s
+        self.trained_s += time.monotonic() - began
         if last == (epoch + 1) * self.steps_per_epoch:
             self.loader.set_epoch(epoch + 1)
         self._end_epoch(epoch)
@@ -202,8 +207,11 @@ class Loop:
             from_rank_0('')  # a launcher may kill all ranks when the first one leaves, so they wait for the checkpoint
             raise KeyboardInterrupt(f'run {self.run.id} is saved after step {self.step} of {self.total}')
 
-    def _report(self, epoch: int) -> None:
+    def _report(self, epoch: int, seconds: float) -> None:
         if self.config.progress is not None:
+            note = getattr(self.config.progress, 'note', None)
+            if note is not None and seconds:
+                note(f'{100 * self.loader.waited_s / seconds:.0f} % waiting for data')
             rows, batch = len(self.loader.rows), self.loader.batches.global_batch * self.config.accumulate
             left = self.total % self.steps_per_epoch
             in_all = self.total // self.steps_per_epoch * rows + min(left * batch, rows)
