@@ -20,7 +20,7 @@ import numpy as np
 from torch import distributed
 
 from mmpipe.data.order import rank_slice
-from mmpipe.data.sampling import Sampling
+from mmpipe.data.sampling import Cutting, Sampling
 from mmpipe.errors import ConfigError
 
 
@@ -73,7 +73,13 @@ class EpochBatches:
         pad_last: bool = False,
     ) -> None:
         size = global_batch_size if batch_size is None else batch_size
-        if (batch_size is None) == (global_batch_size is None) or size is None or size < 1:
+        if isinstance(sampling, Cutting):
+            if size is not None or drop_last or pad_last:
+                raise ConfigError(
+                    f'{type(sampling).__name__} cuts batches itself: leave out batch_size, global_batch_size, drop_last '
+                    f'and pad_last.'
+                )
+        elif (batch_size is None) == (global_batch_size is None) or size is None or size < 1:
             raise ConfigError(
                 f'DataLoader(batch_size={batch_size}, global_batch_size={global_batch_size}): give one of the two, '
                 f'rows per rank or rows over all ranks, of at least 1.'
@@ -89,7 +95,7 @@ class EpochBatches:
 
     @property
     def global_batch(self) -> int:
-        """Rows that one step takes over all ranks."""
+        """Rows that one step takes over all ranks; 0 where the sampling cuts batches of several sizes."""
         return self.global_batch_size or (self.batch_size or 0) * world()[1]
 
     @property
@@ -113,6 +119,12 @@ class EpochBatches:
         return -self.samples % self.global_batch if self.pad_last else 0
 
     def __len__(self) -> int:
+        return self.count(0)
+
+    def count(self, epoch: int) -> int:
+        """Steps in an epoch; where the sampling cuts them, epochs can differ."""
+        if isinstance(self.sampling, Cutting):
+            return len(self.sampling.cuts(self.rows, seed=self.seed, epoch=epoch, world_size=world()[1]))
         return math.ceil(self.end / self.global_batch)
 
     def sequence(self, epoch: int) -> np.ndarray:
@@ -130,6 +142,11 @@ class EpochBatches:
         """
         rank, world_size = world()
         sequence, size = self.sequence(epoch), self.global_batch
+        if isinstance(self.sampling, Cutting):
+            cuts = self.sampling.cuts(self.rows, seed=self.seed, epoch=epoch, start=start, world_size=world_size)
+            for bounds in cuts.tolist():
+                yield Step(sequence[bounds[rank] : bounds[rank + 1]], 0, bounds[-1])
+            return
         for at in range(start, self.end, size):
             stop = min(at + size, self.end)
             step, fillers = sequence[at:stop], 0

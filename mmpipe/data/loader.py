@@ -30,7 +30,7 @@ from mmpipe.data.dataset import ShardDataset
 from mmpipe.data.depth import Depth
 from mmpipe.data.device import Transfer, resolve, to_device
 from mmpipe.data.leases import Leases
-from mmpipe.data.sampling import Sampling, Sequential, Shuffle
+from mmpipe.data.sampling import Sampled, Sampling, Sequential, Shuffle
 from mmpipe.data.threads import Reader, ThreadReader
 from mmpipe.decode import Decoder
 from mmpipe.errors import ConfigError, DataError
@@ -92,7 +92,7 @@ class DataLoader:
 
     def __init__(
         self,
-        rows: Rows,
+        rows: Rows | Sampled,
         *,
         batch_size: int | None = None,
         global_batch_size: int | None = None,
@@ -113,6 +113,11 @@ class DataLoader:
         on_transfer: Transfer | None = None,
         pool_bytes: int | None = None,
     ) -> None:
+        if isinstance(rows, Sampled):
+            if sampler is not None or shuffle:
+                raise ConfigError('these rows come with a sampling of their own: leave out shuffle and sampler.')
+            sampler = rows.sampling
+            rows = rows.rows
         workers = min(cores(), THREADS) if num_workers == 'auto' else num_workers
         if workers < 0 or (prefetch_factor is not None and prefetch_factor < 1):
             raise ConfigError(
@@ -167,7 +172,7 @@ class DataLoader:
     @property
     def batch_size(self) -> int:
         """Rows per batch on each rank; the largest of them where the ranks cannot share a step evenly."""
-        return -(-self.batches.global_batch // world()[1])
+        return -(-self.batches.global_batch // world()[1])  # 0 where the sampling cuts batches of several sizes
 
     @property
     def dropped(self) -> int:
@@ -185,8 +190,8 @@ class DataLoader:
         return rows_digest(self.rows)
 
     def __len__(self) -> int:
-        """Batches in one whole epoch."""
-        return len(self.batches)
+        """Batches in one whole epoch: the next one, where a sampling cuts batches of several sizes."""
+        return self.batches.count(self._epoch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         epoch, start = self._epoch, self._resume_at

@@ -14,6 +14,7 @@ all ranks stop at the end of the same step, with a checkpoint.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 import time
@@ -69,8 +70,9 @@ class Loop:
         self.device = train.device
         self.optimizer = make_optimizer(model, lr=trainer.lr, weight_decay=trainer.weight_decay)
         self.parameters = [p for group in self.optimizer.param_groups for p in group['params']]
-        self.steps_per_epoch = math.ceil(len(train) / trainer.accumulate)
-        self.total = trainer.epochs * self.steps_per_epoch
+        steps = (math.ceil(train.batches.count(epoch) / trainer.accumulate) for epoch in range(trainer.epochs))
+        self.ends = [0, *itertools.accumulate(steps)]  # the step at which each epoch begins; they may differ in length
+        self.total = self.ends[-1]
         if trainer.max_steps is not None:
             self.total = min(self.total, trainer.max_steps)
         self.stds = target_stds(model)
@@ -123,8 +125,8 @@ class Loop:
 
     def _epoch(self) -> None:
         """From where the loader stands to the end of the epoch, or of the training."""
-        epoch = self.step // self.steps_per_epoch
-        last = min(self.total, (epoch + 1) * self.steps_per_epoch)
+        epoch = bisect.bisect_right(self.ends, self.step) - 1
+        last = min(self.total, self.ends[epoch + 1])
         self.model.train()
         batches = iter(self.loader)
         began = time.monotonic()
@@ -138,7 +140,7 @@ class Loop:
                 self._stop_if_asked()
         self.waited_s += self.loader.waited_s
         self.trained_s += time.monotonic() - began
-        if last == (epoch + 1) * self.steps_per_epoch:
+        if last == self.ends[epoch + 1]:
             self.loader.set_epoch(epoch + 1)
         self._end_epoch(epoch)
         if self.step == self.total or self._stopping() or self._checkpoint_due():
@@ -212,13 +214,18 @@ class Loop:
             note = getattr(self.config.progress, 'note', None)
             if note is not None and seconds:
                 note(f'{100 * self.loader.waited_s / seconds:.0f} % waiting for data')
-            rows, batch = len(self.loader.rows), self.loader.batches.global_batch * self.config.accumulate
-            left = self.total % self.steps_per_epoch
-            in_all = self.total // self.steps_per_epoch * rows + min(left * batch, rows)
-            done = epoch * rows + self.loader.state_dict()['consumed']
-            self.config.progress('train', done, in_all, 'rows')
+            done = epoch * self.loader.batches.end + self.loader.state_dict()['consumed']
+            self.config.progress('train', done, self._samples(), 'rows')
         if self.step % self.config.log_every == 0:
             self._write_losses()
+
+    def _samples(self) -> int:
+        """Samples that the whole training takes."""
+        samples, epochs = self.loader.batches.end, bisect.bisect_right(self.ends, self.total) - 1
+        if epochs == len(self.ends) - 1:
+            return epochs * samples
+        share = (self.total - self.ends[epochs]) / (self.ends[epochs + 1] - self.ends[epochs])
+        return epochs * samples + math.ceil(share * samples)
 
     def _end_epoch(self, epoch: int) -> None:
         """One line of metrics.jsonl: losses of the epoch per task, and the evaluation where one is due."""
