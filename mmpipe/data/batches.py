@@ -76,8 +76,8 @@ class EpochBatches:
         if isinstance(sampling, Cutting):
             if size is not None or drop_last or pad_last:
                 raise ConfigError(
-                    f'{type(sampling).__name__} cuts batches itself: leave out batch_size, global_batch_size, drop_last '
-                    f'and pad_last.'
+                    f'{type(sampling).__name__} cuts batches itself: leave out batch_size, global_batch_size, '
+                    f'drop_last and pad_last.'
                 )
         elif (batch_size is None) == (global_batch_size is None) or size is None or size < 1:
             raise ConfigError(
