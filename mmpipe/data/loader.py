@@ -198,16 +198,18 @@ class DataLoader:
         self._resume_at = 0
         self._position = (epoch, start)
         self.dataset.set_epoch(epoch)
-        made = self._made(epoch, start)
-        if self.device.type == 'cuda':
-            batches = crossed(made, self.device, on_transfer=self.on_transfer)
-        else:
-            batches = ((step, to_device(batch, self.device, on_transfer=self.on_transfer)) for step, batch in made)
-        for step, batch in batches:
+        for step, batch in self._on_device(self._made(epoch, start)):
             self._position = (epoch, step.consumed)
             yield self._transformed(batch, step, epoch)
         self._epoch = epoch + 1
         self._position = (epoch + 1, 0)
+
+    def _on_device(self, made: Iterator[tuple[Step, dict[str, Any]]]) -> Iterator[tuple[Step, dict[str, Any]]]:
+        if self.device.type == 'cuda':
+            return crossed(made, self.device, on_transfer=self.on_transfer)
+        if self.device.type == 'cpu' and self.on_transfer is None:
+            return made  # is there
+        return ((step, to_device(batch, self.device, on_transfer=self.on_transfer)) for step, batch in made)
 
     def _made(self, epoch: int, start: int) -> Iterator[tuple[Step, dict[str, Any]]]:
         """Batches of this rank on the host, made ahead."""

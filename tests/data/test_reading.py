@@ -15,7 +15,9 @@ from batches import same_batch
 from mmpipe.data import DataLoader, ShardDataset
 from mmpipe.data.batch import BatchTask, Request
 from mmpipe.errors import ConfigError, DataError
-from mmpipe.shards import Block, Field, write_snapshot
+from mmpipe.shards import Block, Field, compact, open_snapshot, write_block, write_snapshot
+from mmpipe.shards.collect import collect
+from mmpipe.shards.writer import commit
 
 
 class Sound:
@@ -183,3 +185,37 @@ def test_decoders_that_cannot_work_are_refused_early(media, shop):
         DataLoader(media, batch_size=1, decode={'number': Sound()})
     with pytest.raises(ConfigError, match='on_error'):
         DataLoader(media, batch_size=1, on_error='skip')
+
+
+def test_an_epoch_goes_on_after_compaction_and_collection(tmp_path):
+    """Many blocks with masked rows become full ones: the order does not change, nor what is in the batches."""
+    field = Field(name='vector', kind='tensor', dtype='float32', shape=(400,))
+    shards = [
+        write_block(
+            tmp_path,
+            [field],
+            Block(
+                keys=[f'k{n}' for n in range(10 * i, 10 * i + 10)],
+                columns={'vector': [np.full(400, n, dtype=np.float32) for n in range(10 * i, 10 * i + 10)]},
+            ),
+            index=i,
+        )
+        for i in range(12)
+    ]
+    dropped = np.array([(block, row) for block in range(12) for row in (0, 7)])
+    old = commit(tmp_path, [field], shards, dropped=dropped, splits={'': 96}, source={'table': 'a'})
+    loader = DataLoader(old.rows(), batch_size=9, shuffle=True, device='cpu')
+    before = [(batch['_key'], batch['vector'][:, 0].tolist()) for batch in loader]
+    assert all([float(key[1:]) for key in keys] == values for keys, values in before)
+    for taken in range(len(before)):
+        loader.set_epoch(0)
+        for _, _ in zip(range(taken), loader, strict=False):
+            pass
+        state = loader.state_dict()
+        if taken == 3:
+            compact(tmp_path)
+            collect(tmp_path, keep=1, grace_s=0)
+            assert len(open_snapshot(tmp_path).manifest.shards) == 1
+        other = DataLoader(open_snapshot(tmp_path).rows(), batch_size=9, shuffle=True, device='cpu', num_workers=1)
+        other.load_state_dict(state)
+        assert [(batch['_key'], batch['vector'][:, 0].tolist()) for batch in other] == before[taken:]
