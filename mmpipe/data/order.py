@@ -75,9 +75,50 @@ def epoch_order(hashes: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     >>> (order[order < 5] == epoch_order(hashes, seed=0, epoch=0)).all()
     np.True_
     """
-    # Both steps are bijections of 64-bit integers, so two priorities are equal only where two hashes are.
-    priority = splitmix64(np.asarray(hashes, dtype=np.uint64) ^ np.uint64(mix(seed, epoch)))
-    return np.argsort(priority, kind='stable')
+    return np.argsort(priorities(hashes, seed, epoch), kind='stable')
+
+
+def priorities(hashes: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """What `epoch_order` sorts by: the lower, the earlier.
+
+    Args:
+        hashes: uint64 `[N]`, one per row key.
+        seed: of the run.
+        epoch: from 0.
+
+    Returns:
+        uint64 `[N]`. Both steps are bijections of 64-bit integers, so two are equal only where two hashes are.
+
+    >>> hashes = np.arange(5, dtype=np.uint64)
+    >>> (np.argsort(priorities(hashes, 0, 0)) == epoch_order(hashes, 0, 0)).all()
+    np.True_
+    """
+    return splitmix64(np.asarray(hashes, dtype=np.uint64) ^ np.uint64(mix(seed, epoch)))
+
+
+def pass_order(hashes: np.ndarray, seed: int, start: int, count: int) -> np.ndarray:
+    """Some draws out of an endless row of passes, each of which visits every row once: draw k is
+    `epoch_order(hashes, seed, k // N)[k % N]`.
+
+    Args:
+        hashes: uint64 `[N]`, at least one.
+        seed: of the run.
+        start: number of the first draw, from 0.
+        count: how many.
+
+    Returns:
+        int64 `[count]` positions of rows.
+
+    >>> hashes = np.arange(3, dtype=np.uint64)
+    >>> sorted(pass_order(hashes, 0, start=2, count=4)[1:].tolist())    # the last draw of pass 0, then pass 1
+    [0, 1, 2]
+    """
+    rows = len(hashes)
+    first, behind = start // rows, -(-(start + count) // rows)
+    # All passes at once, as many may be short: mix(seed, pass) for each, without a loop.
+    salts = splitmix64(np.arange(first, behind, dtype=np.uint64) ^ np.uint64(mix(seed)))
+    drawn = np.argsort(splitmix64(np.asarray(hashes, dtype=np.uint64) ^ salts[:, None]), axis=1, kind='stable')
+    return drawn.reshape(-1)[start - first * rows :][:count]
 
 
 def uniform(hashes: np.ndarray, seed: int, epoch: int, stream: int) -> np.ndarray:

@@ -45,10 +45,10 @@ class Selection(Protocol):
 class Sampling(Protocol):
     """What an epoch visits. Anything with these three methods is one."""
 
-    def sequence(self, rows: Selection, *, seed: int, epoch: int) -> np.ndarray:
+    def sequence(self, rows: Any, *, seed: int, epoch: int) -> np.ndarray:
         """Positions in `rows`, in the order in which the epoch visits them: int64 `[length(rows)]`."""
 
-    def length(self, rows: Selection) -> int:
+    def length(self, rows: Any) -> int:
         """Samples in an epoch, the same for every epoch."""
 
     def identity(self) -> dict[str, Any]:
@@ -59,7 +59,7 @@ class Sampling(Protocol):
 class Cutting(Protocol):
     """A sampling that cuts its sequence itself, because its batches are not of one size."""
 
-    def cuts(self, rows: Selection, *, seed: int, epoch: int, start: int = 0, world_size: int = 1) -> np.ndarray:
+    def cuts(self, rows: Any, *, seed: int, epoch: int, start: int = 0, world_size: int = 1) -> np.ndarray:
         """Where the steps from sample `start` on are cut: int64 `[steps, world_size + 1]`.
 
         In step s, rank r takes `sequence[cuts[s, r]:cuts[s, r + 1]]`; `cuts[s, -1]` samples are done after it.
@@ -79,11 +79,15 @@ class Sampled:
     sampling: Sampling
 
 
-def first_few(keys: Sequence[str] | np.ndarray) -> str:
+def first_few(keys: Sequence[str] | np.ndarray, count: int | None = None) -> str:
     """A few keys for a message.
+
+    Args:
+        keys: at least the first three.
+        count: how many there are; as many as given when None.
 
     >>> first_few(['a', 'b', 'c', 'd'])
     "'a', 'b', 'c' and 1 more"
     """
-    shown = ', '.join(repr(str(key)) for key in keys[:3])
-    return shown + (f' and {len(keys) - 3:,} more' if len(keys) > 3 else '')
+    more = (len(keys) if count is None else count) - 3
+    return ', '.join(repr(str(key)) for key in keys[:3]) + (f' and {more:,} more' if more > 0 else '')
