@@ -18,6 +18,7 @@
     ├── ShardError             stored shards or manifests are missing, damaged or of another format
     ├── DataError              a batch, sampler or transform was asked for what the snapshot does not hold
     │   └── LabelError         a label outside its vocabulary
+    ├── WorkerError            a worker process died, or a function that it ran raised
     ├── ModelError             encoders, heads and weights that do not fit together
     ├── TrainError             training cannot start or go on
     └── RunError               a run record is missing, damaged or cannot do what is asked
@@ -107,6 +108,10 @@ class DataError(MmpipeError):
 
 class LabelError(DataError):
     """A label outside its vocabulary."""
+
+
+class WorkerError(MmpipeError):
+    """A worker process died, or a function that it ran raised."""
 
 
 class ModelError(MmpipeError):
