@@ -39,11 +39,13 @@ class Request:
         positions: int64 `[B]` in the rows.
         epoch: from 0; random numbers of decoders differ between epochs.
         padded: how many of the last positions only fill the batch; all of their values count as missing.
+        keys: of the rows, where somebody may have to name one of them without being able to make the batch.
     """
 
     positions: np.ndarray
     epoch: int = 0
     padded: int = 0
+    keys: Sequence[str] | None = None
 
 
 class BatchTask:
@@ -121,7 +123,7 @@ class BatchTask:
             else:
                 found, masks[name] = rows.read(name, indices)
             if name in self.host:
-                found = self._changed(name, found, keys)
+                found = self._changed(name, found, keys, allocate)
             if isinstance(found, list) and (name in self.decode or field.kind == 'ragged' or name in self.host):
                 decoder = self.decode.get(name)
                 rest, dtype = (field.shape, field.dtype) if decoder is None else (decoder.rest, decoder.dtype)
@@ -153,6 +155,7 @@ class BatchTask:
         for i, value in enumerate(stored):
             result = missing
             if valid[i]:
+                _working_on(allocate, i)
                 try:
                     data = value.encode() if isinstance(value, str) else value
                     result = decoder.decode(data, draws[i], None if out is None else out[i])
@@ -171,10 +174,11 @@ class BatchTask:
                 out[i] = 0
         return found if out is None else out
 
-    def _changed(self, name: str, values: Any, keys: Sequence[str]) -> Any:
+    def _changed(self, name: str, values: Any, keys: Sequence[str], allocate: Allocate) -> Any:
         """Each sample through the user's function; one array again where all came out in one shape."""
         found = []
-        for value, key in zip(values, keys, strict=True):
+        for i, (value, key) in enumerate(zip(values, keys, strict=True)):
+            _working_on(allocate, i)
             try:
                 found.append(np.asarray(self.host[name](value)))
             except Exception as error:
@@ -183,6 +187,13 @@ class BatchTask:
                     f'the function, or the row.'
                 ) from error
         return np.stack(found) if len({(each.shape, each.dtype) for each in found}) == 1 else found
+
+
+def _working_on(allocate: Allocate, sample: int) -> None:
+    """Tell a worker process which sample is worked on: should it die, that is named."""
+    at = getattr(allocate, 'at', None)
+    if at is not None:
+        at(sample)
 
 
 def pad(

@@ -35,6 +35,7 @@ from mmpipe.data.threads import Reader, ThreadReader
 from mmpipe.decode import Decoder
 from mmpipe.errors import ConfigError, DataError
 from mmpipe.shards import Rows
+from mmpipe.workers import ProcessReader
 
 __all__ = ['DataLoader', 'rows_digest', 'world']
 
@@ -158,6 +159,7 @@ class DataLoader:
         self.waited_s = 0.0
         self._epoch = self._resume_at = 0
         self._position = (0, 0)
+        self._processes: ProcessReader | None = None
 
     @property
     def rows(self) -> Rows:
@@ -221,7 +223,8 @@ class DataLoader:
         try:
             while True:
                 while len(given) < depth.now and (step := next(steps, None)) is not None:
-                    reader.submit(Request(step.positions, epoch=epoch, padded=step.padded))
+                    keys = self.rows.keys[step.positions].tolist() if reader is self._processes else None
+                    reader.submit(Request(step.positions, epoch=epoch, padded=step.padded, keys=keys))
                     given.append(step)
                 if not given:
                     return
@@ -237,10 +240,22 @@ class DataLoader:
                 batch['_present'] = {name: np.flatnonzero(mask) for name, mask in batch['_mask'].items()}
                 yield given.popleft(), as_tensors(batch)
         finally:
-            reader.close()
+            self._leave(reader)
 
     def _reader(self) -> Reader:
-        return ThreadReader(self.dataset.task, threads=self.num_workers, allocate=self.pool)
+        if not (self.dataset.task.host and self.num_workers):
+            return ThreadReader(self.dataset.task, threads=self.num_workers, allocate=self.pool)
+        if self._processes is None:
+            self._processes = ProcessReader(self.dataset.task, processes=self.num_workers, pool=self.pool.limit_bytes)
+        return self._processes
+
+    def _leave(self, reader: Reader) -> None:
+        """Worker processes stay for the next pass, unless they still make what nobody wants."""
+        if reader is not self._processes:
+            reader.close()
+        elif reader.pending:
+            reader.close()
+            self._processes = None
 
     def _transformed(self, batch: dict[str, Any], step: Step, epoch: int) -> dict[str, Any]:
         if self.transforms:
@@ -317,7 +332,7 @@ class DataLoader:
         other.dataset = self.dataset.fresh([name for name in self.fields if name in wanted])
         other.transforms = {name: value for name, value in self.transforms.items() if name in wanted}
         other.failed = {}
-        other._epoch, other._resume_at, other._position = 0, 0, (0, 0)
+        other._epoch, other._resume_at, other._position, other._processes = 0, 0, (0, 0), None
         return other
 
 
