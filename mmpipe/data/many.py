@@ -149,9 +149,7 @@ class ManyRows:
 
     def take(self, indices: Any) -> ManyRows:
         """The rows at these positions, in the order given; a bool array of its length is a mask."""
-        chosen = np.asarray(indices)
-        chosen = chosen if chosen.dtype == bool else chosen.astype(np.int64, copy=False)
-        return _again(self.parts, self.index[chosen], self.fields)
+        return _again(self.parts, self.index[_positions(indices)], self.fields)
 
     def where(self, name: str, value: Any) -> ManyRows:
         """The rows whose field `name` (label word, string or number) equals `value`."""
@@ -178,7 +176,7 @@ class ManyRows:
             DataError: no source has it.
         """
         field = self._field(name)
-        at = np.arange(len(self)) if indices is None else np.arange(len(self))[np.asarray(indices)]
+        at = np.arange(len(self)) if indices is None else np.arange(len(self))[_positions(indices)]
         if field.dense_shape is not None:
             out = np.empty((len(at), *field.dense_shape), dtype=field.dtype)
             return out, self.fill(name, at, out)
@@ -231,6 +229,11 @@ class ManyRows:
 
 def _again(parts: Mapping[str, Rows], index: np.ndarray, fields: Iterable[str]) -> ManyRows:
     return ManyRows(parts, index, fields=fields)
+
+
+def _positions(indices: Any) -> np.ndarray:
+    array = np.asarray(indices)
+    return array if array.dtype == bool else array.astype(np.int64, copy=False)
 
 
 def _runs(sources: np.ndarray) -> list[tuple[int, slice]]:

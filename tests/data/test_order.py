@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmpipe.data.order import epoch_order, mix, rank_slice, splitmix64, uniform
+from mmpipe.data.order import epoch_order, mix, pass_order, rank_slice, splitmix64, uniform
 
 HASHES = st.lists(st.integers(0, 2**64 - 1), unique=True, max_size=60).map(lambda x: np.array(x, dtype=np.uint64))
 SEED = st.integers(-(2**70), 2**70)
@@ -37,6 +37,14 @@ def test_equal_hashes_keep_the_order_they_are_stored_in(values, seed):
     for value in set(values):
         positions = [int(i) for i in order if values[i] == value]
         assert positions == sorted(positions)
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), unique=True, min_size=1, max_size=7), SEED, st.data())
+def test_any_stretch_of_passes_is_what_single_epochs_give(hashes, seed, data):
+    hashes = np.array(hashes, dtype=np.uint64)
+    start, count = data.draw(st.integers(0, 10**4)), data.draw(st.integers(0, 30))
+    plain = [epoch_order(hashes, seed, k // len(hashes))[k % len(hashes)] for k in range(start, start + count)]
+    assert pass_order(hashes, seed, start, count).tolist() == plain
 
 
 @given(st.integers(0, 200), st.integers(1, 17))

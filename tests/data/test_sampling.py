@@ -14,9 +14,19 @@ from hypothesis import strategies as st
 from selection import Selection, visited
 
 from mmpipe.data import sampling as samplings
-from mmpipe.data.order import epoch_order, pass_order
-from mmpipe.data.sampling import Balanced, BlockShuffle, Buckets, Sequential, Shuffle, Since, Weighted, mixing
+from mmpipe.data.sampling import (
+    Balanced,
+    BlockShuffle,
+    Buckets,
+    Sequential,
+    Shuffle,
+    Since,
+    Weighted,
+    mixing,
+    sequence_digest,
+)
 from mmpipe.errors import ConfigError, DataError
+from mmpipe.shards import Block, Field, commit, compact, open_snapshot, write_block
 
 SEED, EPOCH = st.integers(-(2**70), 2**70), st.integers(0, 10**6)
 KEYS = st.lists(st.text('abc', max_size=5), unique=True, min_size=1, max_size=40)
@@ -72,17 +82,6 @@ def test_no_two_kinds_of_sampling_have_one_identity():
     found = [Sequential(), BlockShuffle(window=2), BlockShuffle(window=3), Weighted([1, 2]), *every_sampling(rows)]
     assert len({json.dumps(each.identity()) for each in found}) == len(found)
     assert Weighted([2, 1]).identity() == Weighted([1, 2]).identity() != Weighted([1, 3]).identity()
-
-
-# --- passes
-
-
-@given(st.lists(st.integers(0, 2**64 - 1), unique=True, min_size=1, max_size=7), SEED, st.data())
-def test_any_stretch_of_passes_is_what_single_epochs_give(hashes, seed, data):
-    hashes = np.array(hashes, dtype=np.uint64)
-    start, count = data.draw(st.integers(0, 10**4)), data.draw(st.integers(0, 30))
-    plain = [epoch_order(hashes, seed, k // len(hashes))[k % len(hashes)] for k in range(start, start + count)]
-    assert pass_order(hashes, seed, start, count).tolist() == plain
 
 
 # --- weights
@@ -208,6 +207,21 @@ def test_blocks_and_their_rows_come_in_another_order_each_epoch():
     firsts = {tuple(sorted(set((order[:60] // 20).tolist()))) for order in orders}
     assert len(firsts) == 3
     assert not np.array_equal(np.argsort(orders[0])[:20].argsort(), np.argsort(orders[1])[:20].argsort())
+
+
+def test_compaction_changes_the_order_by_blocks_and_no_other(tmp_path):
+    field = Field(name='weight', kind='scalar', dtype='float32')
+    blocks = [Block(keys=[f'{i}-{j}' for j in range(20)], columns={'weight': np.arange(20).tolist()}) for i in range(8)]
+    shards = [write_block(tmp_path, [field], block, index=i) for i, block in enumerate(blocks)]
+    commit(tmp_path, [field], shards, dropped=np.array([[2, 5]]), splits={'': 159})
+    before = open_snapshot(tmp_path).rows()
+    after = compact(tmp_path).rows()
+    assert len(set(before.places[:, 0])) > len(set(after.places[:, 0]))
+    for each in (Shuffle(), Sequential(), Weighted('weight'), Buckets('weight', budget=90.0)):
+        one, other = (each.sequence(rows, seed=0, epoch=1) for rows in (before, after))
+        assert sequence_digest(before, one) == sequence_digest(after, other)
+    one, other = (BlockShuffle(window=2).sequence(rows, seed=0, epoch=1) for rows in (before, after))
+    assert sequence_digest(before, one) != sequence_digest(after, other)
 
 
 @settings(max_examples=30)

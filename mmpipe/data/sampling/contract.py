@@ -10,6 +10,7 @@ sampling itself and part of its `identity`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -77,6 +78,21 @@ class Sampled:
 
     rows: Any
     sampling: Sampling
+
+
+def sequence_digest(rows: Any, sequence: np.ndarray) -> str:
+    """Digest of the keys along a sequence: 16 hexadecimal characters.
+
+    Kept in a state, it tells whether the epoch still has the same order: after rows were compacted it has, of every
+    sampling but `BlockShuffle`.
+
+    >>> from mmpipe.data.collate import example_rows
+    >>> rows = example_rows()
+    >>> sequence_digest(rows, np.array([0, 1])) == sequence_digest(rows.take([1, 0]), np.array([1, 0]))
+    True
+    """
+    along = np.ascontiguousarray(rows.hashes[sequence], dtype='<u8')
+    return hashlib.blake2b(along.tobytes(), digest_size=8).hexdigest()
 
 
 def first_few(keys: Sequence[str] | np.ndarray, count: int | None = None) -> str:
