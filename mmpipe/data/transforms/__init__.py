@@ -20,9 +20,20 @@ from mmpipe.data.transforms.calling import apply, apply_all, check, select
 from mmpipe.data.transforms.constants import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, preprocessing
 from mmpipe.data.transforms.draw import Draw
 from mmpipe.data.transforms.images import ImageTransform, image
+from mmpipe.data.transforms.mixing import cutmix, mixup
+from mmpipe.data.transforms.spectrograms import log_mel, spec_augment
+from mmpipe.data.transforms.tables import standardise
+from mmpipe.data.transforms.waves import gain, shift
 
 __all__ = [
     'image',
+    'mixup',
+    'cutmix',
+    'log_mel',
+    'gain',
+    'shift',
+    'spec_augment',
+    'standardise',
     'preprocessing',
     'Draw',
     'ImageTransform',
