@@ -54,6 +54,9 @@ _WHERE: dict[str, str | None] = {
     'collate': 'mmpipe.data.collate',
     'epoch_order': 'mmpipe.data',
     'transforms': 'mmpipe.data',
+    'sampling': 'mmpipe.data',
+    'decode': None,
+    'doctor': 'mmpipe.data.doctor',
     'encoders': 'mmpipe.models',
     'MultitaskModel': 'mmpipe.models',
     'BareModel': 'mmpipe.models',
@@ -70,13 +73,16 @@ _WHERE: dict[str, str | None] = {
 __all__ = [*_WHERE, '__version__']
 
 if TYPE_CHECKING:
+    from mmpipe import decode as decode
     from mmpipe import functions as functions
     from mmpipe import sources as sources
     from mmpipe.data import DataLoader as DataLoader
     from mmpipe.data import ShardDataset as ShardDataset
-    from mmpipe.data.collate import collate as collate
     from mmpipe.data import epoch_order as epoch_order
+    from mmpipe.data import sampling as sampling
     from mmpipe.data import transforms as transforms
+    from mmpipe.data.collate import collate as collate
+    from mmpipe.data.doctor import doctor as doctor
     from mmpipe.errors import MmpipeError as MmpipeError
     from mmpipe.fingerprints import Fingerprint as Fingerprint
     from mmpipe.fingerprints import fingerprint as fingerprint

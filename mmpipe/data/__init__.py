@@ -14,12 +14,14 @@ _WHERE = {
     'epoch_order': 'order',
     'resolve': 'device',
     'to_device': 'device',
+    'sampling': None,
     'transforms': None,
 }
 
-__all__ = ['DataLoader', 'ShardDataset', 'epoch_order', 'resolve', 'to_device', 'transforms']
+__all__ = ['DataLoader', 'ShardDataset', 'epoch_order', 'resolve', 'sampling', 'to_device', 'transforms']
 
 if TYPE_CHECKING:
+    from mmpipe.data import sampling as sampling
     from mmpipe.data import transforms as transforms
     from mmpipe.data.dataset import ShardDataset as ShardDataset
     from mmpipe.data.device import resolve as resolve

@@ -114,11 +114,11 @@ class DataLoader:
         on_transfer: Transfer | None = None,
         pool_bytes: int | None = None,
     ) -> None:
+        chosen: Any = rows
         if isinstance(rows, Sampled):
             if sampler is not None or shuffle:
                 raise ConfigError('these rows come with a sampling of their own: leave out shuffle and sampler.')
-            sampler = rows.sampling
-            rows = rows.rows
+            chosen, sampler = rows.rows, rows.sampling
         workers = min(cores(), THREADS) if num_workers == 'auto' else num_workers
         if workers < 0 or (prefetch_factor is not None and prefetch_factor < 1):
             raise ConfigError(
@@ -134,7 +134,7 @@ class DataLoader:
             )
         self.pin_memory = self.device.type == 'cuda' if pin_memory is None else pin_memory
         self.dataset = ShardDataset(
-            rows, fields=fields, decode=decode, host_transforms=host_transforms, seed=seed, on_error=on_error
+            chosen, fields=fields, decode=decode, host_transforms=host_transforms, seed=seed, on_error=on_error
         )
         self.transforms = dict(transforms or {})
         unknown = [name for name in self.transforms if name not in self.dataset.fields]
@@ -146,7 +146,7 @@ class DataLoader:
         self.num_workers, self.prefetch_factor = workers, prefetch_factor
         self.on_transfer = on_transfer
         self.batches = EpochBatches(
-            rows,
+            chosen,
             sampling=sampler or (Shuffle() if shuffle else Sequential()),
             batch_size=batch_size,
             global_batch_size=global_batch_size,

@@ -146,4 +146,4 @@ def _named_by_runs(folder: str | Path | None) -> set[str]:
     runs = Path(folder) if folder is not None else runs_dir()
     names = [entry.name for entry in runs.iterdir() if entry.is_dir()] if runs.is_dir() else []
     found = [open_run(path).record.get('snapshot') for name in names for path in list_runs(name, runs=runs)]
-    return {snapshot['id'] for snapshot in found if snapshot}
+    return {each['id'] for snapshot in found if snapshot for each in (snapshot, *snapshot.get('parts', {}).values())}

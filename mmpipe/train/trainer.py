@@ -274,7 +274,7 @@ class Trainer:
         return {
             'factory': factory,
             'tasks': [task.to_json() for task in tasks],
-            'snapshot': {'id': snapshot.id, 'root': place_of(snapshot.root)},
+            'snapshot': _recorded(snapshot),
             'rows': {'train': len(train.rows), 'digest': train.digest},
             'loader': {
                 'batch_size': train.batch_size,
@@ -381,3 +381,11 @@ def _grown_heads(model: MultitaskModel, parent: Run, tensors: dict[str, torch.Te
             for name in (f'heads.{slot(task.name)}.linear.{part}' for part in ('weight', 'bias')):
                 tensors[name] = torch.cat([tensors[name], own[name][len(tensors[name]) :].cpu()])
     return tensors
+
+
+def _recorded(snapshot: Any) -> dict[str, Any]:
+    """How a run names what it was trained on; of a mixture, each snapshot too, so that none is collected."""
+    parts = getattr(snapshot, 'parts', None)
+    if parts is None:
+        return {'id': snapshot.id, 'root': place_of(snapshot.root)}
+    return {'id': snapshot.id, 'root': snapshot.root, 'parts': {name: _recorded(part) for name, part in parts.items()}}
