@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
 import multiprocessing
 import os
 import pickle
 import socket
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -22,7 +21,7 @@ from mmpipe.errors import ConfigError, MmpipeError, WorkerError
 from mmpipe.workers import worker as work
 from mmpipe.workers.failures import died, not_loaded, place, raised
 from mmpipe.workers.parcel import Parcel, unpack
-from mmpipe.workers.slots import PAGE_BYTES, mapped
+from mmpipe.workers.slots import PAGE_BYTES, Memory, mapped
 from mmpipe.workers.start import how_to_run_the_script, start
 
 JOIN_S = 5.0
@@ -30,7 +29,7 @@ CRASH_BYTES = 4000
 """Of what the fault handler wrote, so much is quoted."""
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class _Worker:
     """A worker as its parent sees it.
 
@@ -38,6 +37,7 @@ class _Worker:
         process: the process.
         connection: to it.
         channel: the same, for descriptors.
+        lifeline: ends it when it is closed, also by the death of this process.
         requests: (number, request, slot) of what it was given and has not answered, oldest first.
         made: numbers of slots given out so far.
         free: slots that nobody uses.
@@ -48,10 +48,11 @@ class _Worker:
     process: BaseProcess
     connection: Connection
     channel: socket.socket
+    lifeline: Connection
     requests: deque[tuple[int, Any, int]] = field(default_factory=deque)
     made: int = 0
     free: list[int] = field(default_factory=list)
-    slots: dict[int, mmap.mmap] = field(default_factory=dict)
+    slots: dict[int, Memory] = field(default_factory=dict)
     notes: int | None = None
 
 
@@ -75,6 +76,8 @@ class ProcessReader:
         depth: requests that are worked on or wait for `next` at a time, of which each has a slot; more of them wait for
             their turn. All that are submitted when None.
         pool: bytes of results that the caller can keep before further ones are copied out of shared memory.
+        pin: called with the memory of each new slot, uint8 `[size]`, such as to lock its pages for CUDA; what it
+            returns is called before that memory goes.
 
     Attributes:
         made_s: seconds that the newest result took to make.
@@ -92,10 +95,18 @@ class ProcessReader:
     >>> reader.close()
     """
 
-    def __init__(self, task: work.Task, *, processes: int, depth: int | None = None, pool: int = 1 << 30) -> None:
+    def __init__(
+        self,
+        task: work.Task,
+        *,
+        processes: int,
+        depth: int | None = None,
+        pool: int = 1 << 30,
+        pin: Callable[[np.ndarray], Callable[[], object]] | None = None,
+    ) -> None:
         if processes < 1 or (depth is not None and depth < 1):
             raise ConfigError(f'processes={processes}, depth={depth}: a reader needs at least one of each.')
-        self.depth, self.pool = depth, pool
+        self.depth, self.pool, self._pin = depth, pool, pin
         self.made_s = 0.0
         first = _first_message(task)
         self._error: MmpipeError | None = None
@@ -103,7 +114,8 @@ class ProcessReader:
         self._backlog: deque[Any] = deque()
         self._arrived: dict[int, tuple[_Worker, int, Any, work.Reply]] = {}
         self._kept = 0
-        self._returned: deque[tuple[_Worker, int, int]] = deque()  # filled by whichever thread drops a result
+        # (number of the worker, slot, bytes), filled by whichever thread drops a result.
+        self._returned: deque[tuple[int, int, int]] = deque()
         self._workers: list[_Worker] = []
         self._stop = weakref.finalize(self, _stop, os.getpid(), self._workers)
         try:
@@ -186,8 +198,8 @@ class ProcessReader:
     def _hand_out(self) -> None:
         """Give waiting requests to their workers, each with a slot to fill."""
         while self._returned:
-            worker, slot, size = self._returned.popleft()
-            worker.free.append(slot)
+            number, slot, size = self._returned.popleft()
+            self._workers[number].free.append(slot)
             self._kept -= size
         while self._backlog and (self.depth is None or self._given - self._delivered < self.depth):
             request, pickled = self._backlog.popleft()
@@ -242,7 +254,9 @@ class ProcessReader:
         number, request, slot = worker.requests.popleft()
         assert number == reply.number, f'a worker answered {reply.number} in place of {number}'
         if file is not None:
-            worker.slots[slot] = mapped(file)
+            memory = worker.slots[slot] = mapped(file)
+            if self._pin is not None:
+                memory.at_end = self._pin(np.frombuffer(memory, np.uint8))
         self._arrived[number] = worker, slot, request, reply
 
     def _result(self, worker: _Worker, slot: int, parcel: Parcel | None) -> Any:
@@ -258,7 +272,8 @@ class ProcessReader:
             worker.free.append(slot)
             return unpack(parcel, memory, copy=True)
         self._kept += len(memory)
-        weakref.finalize(memory, self._returned.append, (worker, slot, len(memory))).atexit = False
+        number = self._workers.index(worker)  # and not the worker, with which a kept result would keep all of its slots
+        weakref.finalize(memory, self._returned.append, (number, slot, len(memory))).atexit = False
         return unpack(parcel, memory, copy=False)
 
     def _bury(self, worker: _Worker) -> NoReturn:
@@ -302,14 +317,18 @@ def _first_message(task: work.Task) -> bytes:
 
 def _started(name: str) -> _Worker:
     ours, theirs = multiprocessing.Pipe()
+    lifeline, their_lifeline = multiprocessing.Pipe()
     try:
-        process = start(work.main, theirs, name=name)
+        process = start(work.main, theirs, their_lifeline, name=name)
     except BaseException:
         ours.close()
+        lifeline.close()
         raise
-    finally:
-        theirs.close()  # so that the worker has the only one, and its death is heard
-    return _Worker(process=process, connection=ours, channel=socket.socket(fileno=os.dup(ours.fileno())))
+    finally:  # so that the worker has the only ones, and its death is heard
+        theirs.close()
+        their_lifeline.close()
+    channel = socket.socket(fileno=os.dup(ours.fileno()))
+    return _Worker(process=process, connection=ours, channel=channel, lifeline=lifeline)
 
 
 def _send(worker: _Worker, message: bytes) -> None:
@@ -328,5 +347,6 @@ def _stop(pid: int, workers: Sequence[_Worker]) -> None:
         worker.process.join(JOIN_S)
         worker.connection.close()
         worker.channel.close()
+        worker.lifeline.close()
         if worker.notes is not None:
             os.close(worker.notes)

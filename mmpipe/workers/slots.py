@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -39,7 +40,28 @@ def anonymous_file(size: int) -> int:
     return file
 
 
-def mapped(file: int) -> mmap.mmap:
+class Memory(mmap.mmap):
+    """Mapped bytes of a file, which stay mapped as long as an array looks at them.
+
+    Attributes:
+        at_end: called right before they are unmapped.
+
+    >>> memory = mapped(anonymous_file(PAGE_BYTES))
+    >>> memory.at_end = lambda: print('unmapped')
+    >>> array = np.frombuffer(memory, np.uint8)[10:]
+    >>> del memory
+    >>> del array
+    unmapped
+    """
+
+    at_end: Callable[[], object] | None = None
+
+    def __del__(self) -> None:
+        if self.at_end is not None:
+            self.at_end()
+
+
+def mapped(file: int) -> Memory:
     """All bytes of a file, shared with whoever maps it too; the descriptor is closed.
 
     >>> file = anonymous_file(PAGE_BYTES)
@@ -49,7 +71,7 @@ def mapped(file: int) -> mmap.mmap:
     b'ab'
     """
     try:
-        return mmap.mmap(file, 0)
+        return Memory(file, 0)
     finally:
         os.close(file)
 

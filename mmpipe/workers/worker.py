@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import fcntl
 import io
 import multiprocessing.spawn
 import os
@@ -79,13 +80,17 @@ class Failure:
     sample: int
 
 
-def main(connection: Connection) -> None:
+def main(connection: Connection, lifeline: Connection) -> None:
     """Serve the parent at the other end of a connection; returns when the task cannot be loaded.
 
     The first message is (environment, how to import the script, pickle of the task), each further one (number, slot,
-    pickle of the request).
+    pickle of the request). Over the lifeline nothing is ever sent: the system kills this process when its other end is
+    gone, whatever it does, also in C code that keeps Python's lock.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent decides
+    signal.signal(signal.SIGIO, signal.SIG_DFL)
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
     import mmpipe.workers.preload  # noqa: F401  done already where there is a fork server
 
     messages: SimpleQueue[bytes] = SimpleQueue()
@@ -107,7 +112,7 @@ def squares(request: dict[str, Any], allocate: Allocator) -> dict[str, Any]:
 
 
 def _listen(connection: Connection, messages: SimpleQueue[bytes]) -> None:
-    """Take in messages at once, so that the parent never waits to send one; end with the parent, even amid a batch."""
+    """Take in messages at once, so that the parent never waits to send one; end with the parent."""
     with contextlib.suppress(EOFError, OSError):
         while True:
             messages.put(connection.recv_bytes())
@@ -132,6 +137,7 @@ def _serve(connection: Connection, channel: socket.socket, messages: SimpleQueue
         environment, script, pickled = pickle.loads(messages.get())
         os.environ.clear()
         os.environ.update(environment)
+        os.environ.setdefault('OMP_NUM_THREADS', '1')  # for what is imported from here on: the cores have processes
 
         def load(data: bytes) -> Any:
             return _Unpickler(data, script).load()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -56,6 +57,16 @@ def slow(request, allocate):
         allocate.at(i)
         time.sleep(request['sleep'])
     return square(request, allocate)
+
+
+def endless(request, allocate):
+    """Stays in C code and keeps the interpreter's lock."""
+    re.match('(a+)+$', 'a' * 60 + 'b')
+
+
+def environment(request, allocate):
+    """What the worker finds in its environment."""
+    return {'environment': dict(os.environ)}
 
 
 def long_text(request, allocate):

@@ -146,6 +146,34 @@ def test_slots_grow_with_their_batches():
         assert reader.slots == 1
 
 
+def test_memory_is_pinned_while_there_is_any_of_it_and_no_longer():
+    pinned = []
+
+    def pin(memory):
+        address = memory.ctypes.data
+        pinned.append(address)
+        return lambda: (pinned.remove(address), _mapped_at(address) or unmapped.append(address))
+
+    unmapped = []
+    with reading(tasks.square, pin=pin) as reader:
+        for request in [*requests(10), *requests(10, rows=9)]:
+            reader.submit(request)
+            x = reader.next()['x']
+            assert any(address <= x.ctypes.data < address + x.nbytes for address in pinned)
+        assert len(pinned) == reader.slots
+        kept = x[1:, 3]
+        del x
+    del reader
+    gc.collect()
+    assert len(pinned) == 1
+    del kept
+    assert pinned == unmapped == []
+
+
+def _mapped_at(address):
+    return any(line.startswith(f'{address:x}-') for line in mappings().splitlines())
+
+
 def test_results_and_requests_that_are_no_arrays_block_nobody():
     wanted = [{'positions': list(range(200_000)), 'number': i} for i in range(8)]
     with reading(tasks.long_text, depth=None) as reader:
@@ -333,6 +361,18 @@ def test_a_worker_imports_neither_torch_nor_pixeltable_with_the_rows_of_a_snapsh
     assert 'mmpipe' in loaded
     assert loaded & {'torch', 'pixeltable', 'sqlalchemy', 'fastapi', 'PIL', 'av', 'hypothesis'} == set()
     assert_same(found, task(Request(np.array([1, 0]))))
+
+
+def test_a_worker_has_the_environment_of_the_moment_and_one_thread_for_libraries(monkeypatch):
+    for chosen, expected in ((None, '1'), ('3', '3')):
+        monkeypatch.setenv('SOME_NAME', str(chosen))
+        if chosen is None:
+            monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+        else:
+            monkeypatch.setenv('OMP_NUM_THREADS', chosen)
+        with reading(tasks.environment, processes=1) as reader:
+            (found,) = results(reader, [{}])
+        assert found['environment'] == {**os.environ, 'OMP_NUM_THREADS': expected}
 
 
 def test_requests_of_any_class_are_named_in_errors():

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -85,17 +86,21 @@ def test_a_function_of_a_prompt_is_refused_with_a_way_out():
     assert 'put functions of a notebook or prompt into a .py file' in done.stderr
 
 
-@pytest.mark.parametrize('sleep', [0, 600], ids=['idle', 'at work'])
-def test_workers_and_their_memory_are_gone_when_their_parent_is_killed(tmp_path, sleep):
+@pytest.mark.parametrize(('task', 'sleep'), [('slow', 0), ('slow', 600), ('endless', 600)])
+def test_workers_and_their_memory_are_gone_when_their_parent_is_killed(tmp_path, task, sleep):
     request = f"{{'positions': [i], 'sleep': {sleep}}}"
-    path, _ = script(tmp_path, task='worker_tasks.slow', guarded=True, request=request)
+    path, _ = script(tmp_path, task=f'worker_tasks.{task}', guarded=True, request=request)
     path.write_text(path.read_text() + '    import time; time.sleep(600)\n')
     (tmp_path / 'tmp').mkdir()
     environment = {**os.environ, 'TMPDIR': str(tmp_path / 'tmp')}
     parent = subprocess.Popen([sys.executable, path], stdout=subprocess.PIPE, text=True, env=environment)
     try:
         pids = [int(pid) for pid in parent.stdout.readline().split()]
-        if not sleep:
+        if sleep:
+            while not all('memfd:mmpipe' in mappings(pid) for pid in pids):
+                time.sleep(0.01)
+            time.sleep(0.2)  # now they are in it
+        else:
             assert parent.stdout.readline() == '0 1 4 9\n'
         assert all(alive(pid) for pid in pids)
         server = _parent(pids[0])
