@@ -32,6 +32,7 @@ from mmpipe.data.device import Transfer, resolve, to_device
 from mmpipe.data.leases import Leases
 from mmpipe.data.sampling import Sampled, Sampling, Sequential, Shuffle
 from mmpipe.data.threads import Reader, ThreadReader
+from mmpipe.data.transforms.calling import Steps
 from mmpipe.decode import Decoder
 from mmpipe.errors import ConfigError, DataError
 from mmpipe.shards import Rows
@@ -62,7 +63,8 @@ class DataLoader:
         seed: of order, decoding and augmentation.
         device: 'auto', 'cpu' or any torch device.
         decode: {field: decoder} for fields of encoded files (`mm.decode`).
-        transforms: {field: callable on the field's tensor on the device}; see `mmpipe.data.transforms`.
+        transforms: {field, or '*' for the whole batch: a callable of the tensor on the device, or several in order};
+            see `mmpipe.data.transforms`.
         host_transforms: {field: function of one sample's array on the CPU, after decoding}. Such functions hold the
             interpreter lock, so batches are then made in worker processes, which must be able to import the function.
         num_workers: reading threads (processes with `host_transforms`); 'auto' for one per core, 0 to read in the
@@ -102,7 +104,7 @@ class DataLoader:
         seed: int = 0,
         device: str | torch.device = 'auto',
         decode: Mapping[str, Decoder] | None = None,
-        transforms: Mapping[str, Callable[..., torch.Tensor]] | None = None,
+        transforms: Mapping[str, Steps] | None = None,
         host_transforms: Mapping[str, Callable[[np.ndarray], np.ndarray]] | None = None,
         num_workers: int | Literal['auto'] = 'auto',
         prefetch_factor: int | None = None,
@@ -137,12 +139,7 @@ class DataLoader:
             chosen, fields=fields, decode=decode, host_transforms=host_transforms, seed=seed, on_error=on_error
         )
         self.transforms = dict(transforms or {})
-        unknown = [name for name in self.transforms if name not in self.dataset.fields]
-        if unknown:
-            raise DataError(
-                f'transforms= names the field {unknown[0]!r}, which is not loaded; loaded are '
-                f'{", ".join(self.dataset.fields)}. Correct the name, or add it to fields=.'
-            )
+        _transforms.check(self.transforms, self.dataset.fields)
         self.num_workers, self.prefetch_factor = workers, prefetch_factor
         self.on_transfer = on_transfer
         self.batches = EpochBatches(
@@ -260,8 +257,8 @@ class DataLoader:
     def _transformed(self, batch: dict[str, Any], step: Step, epoch: int) -> dict[str, Any]:
         if self.transforms:
             draw = _transforms.Draw(self.rows.hashes[step.positions], self.batches.seed, epoch)
-            for name, transform in self.transforms.items():
-                batch[name] = _transforms.apply(transform, batch[name], draw)
+            allocate = self.pool if self.device.type == 'cpu' else None
+            batch = _transforms.apply_all(self.transforms, batch, draw, allocate=allocate)
         return batch
 
     def set_epoch(self, epoch: int) -> None:
@@ -330,7 +327,7 @@ class DataLoader:
         other = copy.copy(self)
         wanted = set(self.fields if fields is None else fields)
         other.dataset = self.dataset.fresh([name for name in self.fields if name in wanted])
-        other.transforms = {name: value for name, value in self.transforms.items() if name in wanted}
+        other.transforms = _transforms.select(self.transforms, other.dataset.fields)
         other.failed = {}
         other._epoch, other._resume_at, other._position, other._processes = 0, 0, (0, 0), None
         return other

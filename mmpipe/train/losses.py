@@ -18,12 +18,18 @@ def cross_entropy(output: torch.Tensor, target: torch.Tensor, mask: torch.Tensor
 
     Args:
         output: logits `[B, classes]`.
-        target: int64 `[B]`; anything where `mask` is false.
+        target: int64 `[B]`, or shares of the classes as float `[B, classes]`, which mixed rows have; anything where
+            `mask` is false.
         mask: bool `[B]`.
 
     >>> cross_entropy(torch.zeros(2, 4), torch.tensor([1, -7]), torch.tensor([True, False]))
     (tensor(1.3863), tensor(1.))
+    >>> cross_entropy(torch.zeros(1, 2), torch.tensor([[0.3, 0.7]]), torch.tensor([True]))
+    (tensor(0.6931), tensor(1.))
     """
+    if target.ndim == 2:
+        shares = target.float().where(mask[:, None], 0.0)
+        return _masked(F.cross_entropy(output.float(), shares, reduction='none'), mask)
     losses = F.cross_entropy(output.float(), target.long().where(mask, 0), reduction='none')
     return _masked(losses, mask)
 

@@ -216,7 +216,7 @@ class Classification(_Classes):
         self, output: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, *, std: torch.Tensor | float = 1.0
     ) -> losses.Sums:
         """See `Task.loss`."""
-        return losses.cross_entropy(output, target, mask)
+        return losses.cross_entropy(output, target if target.ndim == 1 else _widened(target, self.outputs), mask)
 
     def metrics(self, output: np.ndarray, target: np.ndarray) -> dict[str, float | None]:
         """See `Task.metrics`."""
