@@ -120,6 +120,17 @@ def test_a_sample_is_the_same_in_any_batch_and_place(places, epoch):
     torch.testing.assert_close(part, whole[places], rtol=0, atol=1e-5)
 
 
+def test_window_mirror_colours_and_erasing_are_drawn_independently():
+    many = Draw(np.arange(3000, dtype=np.uint64))
+    made = transforms.image(**EVERYTHING)
+    placement, factors = made._placement(many, 3000, 40, 40), made._factors(many, 3000)
+    erased = made._erased(many, 3000, (40, 40))
+    drawn = np.stack([*placement.boxes[:, :2].T, placement.mirrored, *factors.T, erased[:, 2] > 0])
+    correlation = np.corrcoef(drawn) - np.eye(len(drawn))
+    correlation[0, 1] = correlation[1, 0] = 0  # large windows begin near both edges
+    assert np.abs(correlation).max() < 4.5 / 3000**0.5
+
+
 def test_working_through_a_large_batch_in_parts_changes_nothing(monkeypatch):
     made = transforms.image(**EVERYTHING)
     whole = made(IMAGES, draw=Draw(HASHES))
