@@ -61,6 +61,7 @@ def every_sampling(rows):
     ]  # fmt: skip
 
 
+@settings(max_examples=40)
 @given(selections(), SEED, EPOCH, st.randoms())
 def test_an_epoch_is_a_function_of_seed_epoch_and_keys_wherever_rows_are_stored(rows, seed, epoch, random):
     moved = rows.take(random.sample(range(len(rows)), len(rows)))

@@ -53,6 +53,18 @@ def test_no_batch_is_over_its_budget_and_every_row_comes_once(lengths, budget, m
         assert b - a <= (most or len(lengths))
 
 
+@given(st.floats(0.01, 9), st.integers(1, 40))
+def test_a_budget_that_is_missed_by_a_rounding_is_missed(length, count):
+    budget = float(np.nextafter(count * length, 0))
+    sizes = np.diff(Buckets([length] * 60, budget=budget).cuts(rows_of(60), seed=0, epoch=0)).ravel()
+    assert sorted(sizes)[1:] == [max(count - 1, 1)] * (len(sizes) - 1)  # and what is left
+
+
+def test_short_rows_are_not_held_to_the_number_that_fits_of_long_ones():
+    buckets = Buckets([1.0] * 50 + [60.0, 200.0], budget=100.0)
+    assert sorted(np.diff(buckets.cuts(rows_of(52), seed=0, epoch=0)).ravel()) == [1, 1, 50]
+
+
 @given(LENGTHS, st.floats(50, 400), st.integers(1, 9), SEED, st.data())
 def test_what_is_left_comes_once_under_any_world_and_smaller_budget(lengths, budget, world, seed, data):
     rows, lengths = rows_of(len(lengths)), np.array(lengths)
@@ -64,6 +76,7 @@ def test_what_is_left_comes_once_under_any_world_and_smaller_budget(lengths, bud
     assert (sequence == second.sequence(rows, seed=seed, epoch=1)).all()
     cuts = second.cuts(rows, seed=seed, epoch=1, start=start, world_size=world)
     assert cuts.shape[1] == world + 1
+    assert (cuts[:, -1] > cuts[:, 0]).all()  # no step for nothing
     parts = parts_of(cuts)
     assert [i for a, b in parts for i in range(a, b)] == list(range(start, len(lengths)))
     for a, b in parts:
