@@ -162,8 +162,9 @@ def _serve(connection: Connection, channel: socket.socket, messages: SimpleQueue
             nonlocal largest, new_file
             if size > largest:
                 largest = aligned(size + size // 4 if largest else size, PAGE_BYTES)
-            new_file = anonymous_file(largest)
-            slots[slot] = np.frombuffer(mapped(os.dup(new_file)), np.uint8)
+            file = anonymous_file(largest)
+            slots[slot] = np.frombuffer(mapped(os.dup(file)), np.uint8)
+            new_file = file
             return slots[slot], largest
 
         try:
@@ -172,8 +173,6 @@ def _serve(connection: Connection, channel: socket.socket, messages: SimpleQueue
             reply = Reply(number=number, parcel=parcel, size=parcel.grown, seconds=seconds)
         except BaseException as error:  # noqa: BLE001  sys.exit in a function is an error of it, too
             reply = Reply(number=number, failure=_failure(error, int(notes[1])))
-            if new_file is not None:  # the parent will not hear of it
-                del slots[slot]
         notes[:] = -1
         say(reply, new_file if reply.size else None)
         if new_file is not None:

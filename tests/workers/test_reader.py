@@ -66,6 +66,13 @@ def slots_mapped():
     return mappings().count('memfd:mmpipe')
 
 
+def shared(array):
+    """Whether an array lies in a slot."""
+    address = array.ctypes.data
+    ranges = [line.split()[0].split('-') for line in mappings().splitlines() if 'memfd:mmpipe' in line]
+    return any(int(start, 16) <= address < int(end, 16) for start, end in ranges)
+
+
 @settings(max_examples=12, deadline=None)
 @given(
     sizes=st.lists(st.integers(0, 40), min_size=1, max_size=12),
@@ -103,7 +110,10 @@ def test_fifty_kept_batches_stay_as_they_are_and_their_memory_is_used_again_afte
         kept = []
         for request in requests(50):
             reader.submit(request)
-            kept.append(torch.from_numpy(reader.next()['x'])[1:, 5:].T[3])  # a view of a view of a view
+            x = reader.next()['x']
+            assert shared(x) == ((len(kept) + 1) * 323_584 <= pool)  # 79 pages each
+            kept.append(torch.from_numpy(x)[1:, 5:].T[3])  # a view of a view of a view
+            del x
         for number, row in enumerate(kept):
             assert row.tolist() == [(4 * number + i) ** 2 for i in (1, 2, 3)]
         most = reader.slots
@@ -113,7 +123,10 @@ def test_fifty_kept_batches_stay_as_they_are_and_their_memory_is_used_again_afte
         gc.collect()
         for request in requests(60):
             reader.submit(request)
-            assert reader.next()['x'][0, 0] == request['positions'][0] ** 2
+            x = reader.next()['x']
+            assert x[0, 0] == request['positions'][0] ** 2
+            assert shared(x)
+            del x
         assert reader.slots == most
 
 
@@ -136,14 +149,25 @@ def test_two_hundred_batches_take_no_more_memory_than_twenty():
     assert slots_mapped() == before
 
 
-def test_slots_grow_with_their_batches():
-    with reading(tasks.square, processes=1, depth=1) as reader:
-        for size in (1, 30, 2, 60, 61, 59, 61):
+def test_slots_grow_with_their_batches_and_new_ones_are_as_large_as_was_needed_before():
+    sizes = []
+    pin = lambda memory: sizes.append(len(memory)) or (lambda: None)  # noqa: E731
+    with reading(tasks.square, processes=1, depth=1, pin=pin) as reader:
+
+        def squares(size):
             reader.submit({'positions': np.arange(size)})
             x = reader.next()['x']
             assert x[:, 7].tolist() == [row**2 for row in range(size)]
-            del x
+            return x
+
+        for size in (1, 30, 2, 60, 61, 59, 61):
+            squares(size)
         assert reader.slots == 1
+        assert len(sizes) == 3
+        kept = [squares(61), squares(2), squares(61)]
+        assert reader.slots == 3
+        assert sizes[2:] == sizes[2:3] * 3
+        assert [len(x) for x in kept] == [61, 2, 61]
 
 
 def test_memory_is_pinned_while_there_is_any_of_it_and_no_longer():
