@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from selection import Selection, visited
 
 from mmpipe.data.many import ManyRows
-from mmpipe.data.sampling import Buckets, Shuffle, padding_share
+from mmpipe.data.sampling import Buckets, Shuffle, Weighted, mixture, padding_share
 from mmpipe.data.sampling.buckets import rank_cuts
 from mmpipe.data.sampling.lengths import lengths_of
 from mmpipe.errors import ConfigError, DataError
@@ -134,6 +134,22 @@ def test_every_epoch_has_the_same_number_of_steps(lengths, budget, world, togeth
     ):
         found = {len(buckets.cuts(rows, seed=seed, epoch=epoch, world_size=world)) for epoch in range(4)}
         assert len(found) == 1
+
+
+@given(LENGTHS, st.floats(60, 400), SEED, EPOCH, st.integers(1, 3))
+def test_what_another_sampling_visits_is_bucketed(lengths, budget, seed, epoch, world):
+    half = len(lengths) // 2 + 1
+    mixed = mixture({'a': rows_of(half), 'b': rows_of(len(lengths))}, weights={'a': 2, 'b': 1}, samples=50)
+    lengths = np.array((lengths * 2)[: len(mixed.rows)])
+    for inner in (mixed.sampling, Weighted(lengths, samples=70)):
+        buckets = Buckets(lengths, budget=budget, of=inner)
+        sequence = buckets.sequence(mixed.rows, seed=seed, epoch=epoch)
+        assert sorted(sequence) == sorted(inner.sequence(mixed.rows, seed=seed, epoch=epoch))
+        assert len(sequence) == buckets.length(mixed.rows)
+        parts = parts_of(buckets.cuts(mixed.rows, seed=seed, epoch=epoch, start=5, world_size=world))
+        assert [i for a, b in parts for i in range(a, b)] == list(range(5, len(sequence)))
+        assert all((b - a) * lengths[sequence[a:b]].max() <= budget for a, b in parts)
+        assert buckets.identity() != Buckets(lengths, budget=budget).identity()
 
 
 def test_padding_is_far_below_that_of_a_shuffle_and_batches_fill_their_budget():

@@ -17,10 +17,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mmpipe.data.order import epoch_order, mix, priorities, splitmix64
-from mmpipe.data.sampling.contract import Selection, first_few
+from mmpipe.data.order import epoch_order, mix, splitmix64
+from mmpipe.data.sampling.contract import Sampling, Selection, first_few
 from mmpipe.data.sampling.lengths import lengths_of
 from mmpipe.data.sampling.weighted import digest_of
+from mmpipe.data.sampling.whole import Shuffle
 from mmpipe.errors import ConfigError, DataError
 
 BATCHES = 0x62617463  # keeps the order of batches apart from that of rows
@@ -30,8 +31,8 @@ BATCHES = 0x62617463  # keeps the order of batches apart from that of rows
 class Buckets:
     """Batches of rows of similar length, each of at most `budget` when padded: rows * longest <= budget.
 
-    Every row comes once an epoch. Independent of where rows are stored. It cuts its batches itself (`cuts`), so a
-    loader takes no batch size beside it:
+    Every row comes once an epoch, or as often as `of` says. Independent of where rows are stored. It cuts
+    its batches itself (`cuts`), so a loader takes no batch size beside it:
 
         budget=          each rank takes one batch per step: what fits on a device, in memory and time
         global_budget=   each step is one batch, which the ranks share evenly by length: the same steps in any world
@@ -45,6 +46,9 @@ class Buckets:
         ratio: lengths that differ by less than this factor are shuffled together: more mixes better and pads more.
         together: batches of similar length that follow each other. Give the number of ranks, so that they do not wait
             for each other where time does not grow in proportion to the padded length.
+        of: what an epoch visits, such as `Weighted(...)`, or the sampling of a mixture: give the loader
+            `Sampled(mixed.rows, Buckets(..., of=mixed.sampling))`. All rows once when None. Where it visits other rows
+            in other epochs, these can have a step more or less.
         cut: cut the sequence by this smaller budget, to go on with less memory: the sequence, and so a state, stays
             that of `budget`.
         over: a row longer than the budget comes as a batch of its own, which is told ('alone'), or is an error
@@ -68,6 +72,7 @@ class Buckets:
     max_rows: int | None = None
     ratio: float = 1.1
     together: int = 1
+    of: Sampling | None = None
     cut: float | None = None
     over: Literal['alone', 'refuse'] = 'alone'
 
@@ -95,13 +100,12 @@ class Buckets:
         return (self.budget if self.global_budget is None else self.global_budget) or 0.0
 
     def sequence(self, rows: Selection, *, seed: int, epoch: int) -> np.ndarray:
-        """int64 `[N]`, a permutation: the rows of one batch after those of another."""
-        lengths = self._lengths(rows, tell=True)
-        return self._sequence(rows, _Groups(lengths, self), seed, epoch)
+        """int64 `[length]`: the rows of one batch after those of another."""
+        return self._made(rows, seed, epoch, tell=True)[0]
 
     def length(self, rows: Selection) -> int:
-        """All rows."""
-        return len(rows)
+        """All rows, or what `of` visits."""
+        return self._of.length(rows)
 
     def identity(self) -> dict[str, Any]:
         """As JSON; `cut` is not in it, as the sequence does not depend on it."""
@@ -109,6 +113,7 @@ class Buckets:
         return {
             'sampling': 'buckets', 'lengths': by, 'budget': self.budget, 'global_budget': self.global_budget,
             'max_rows': self.max_rows, 'ratio': self.ratio, 'together': self.together,
+            'of': self._of.identity(),
         }  # fmt: skip
 
     def cuts(self, rows: Selection, *, seed: int, epoch: int, start: int = 0, world_size: int = 1) -> np.ndarray:
@@ -124,22 +129,30 @@ class Buckets:
             start: samples that are done; it may lie inside a batch.
             world_size: number of ranks.
         """
-        lengths = self._lengths(rows)
-        groups = _Groups(lengths, self)
+        sequence, groups, lengths = self._made(rows, seed, epoch)
         ends = groups.ends(seed, epoch, cut=self.cut, start=start)
-        if self.global_budget is None:
-            return _steps(ends, world_size)
-        sequence = self._sequence(rows, groups, seed, epoch)
-        return rank_cuts(lengths[sequence], ends, world_size)
+        return (
+            _steps(ends, world_size) if self.global_budget is None else rank_cuts(lengths[sequence], ends, world_size)
+        )
 
     def too_long(self, rows: Selection) -> np.ndarray:
         """Positions of the rows that are longer than the budget."""
         return np.flatnonzero(lengths_of(rows, self.lengths) > self.whole)  # type: ignore[arg-type]
 
-    def _sequence(self, rows: Selection, groups: _Groups, seed: int, epoch: int) -> np.ndarray:
-        order = np.lexsort((priorities(rows.hashes, seed, epoch), groups.number))
+    @property
+    def _of(self) -> Sampling:
+        return self.of or Shuffle()
+
+    def _made(
+        self, rows: Selection, seed: int, epoch: int, *, tell: bool = False
+    ) -> tuple[np.ndarray, _Groups, np.ndarray]:
+        """(sequence, its groups, lengths of all rows)."""
+        lengths = self._lengths(rows, tell=tell)
+        visited = self._of.sequence(rows, seed=seed, epoch=epoch)
+        groups = _Groups(lengths[visited], self)
         starts, sizes = groups.batches(seed, epoch)
-        return order[np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(len(order))]
+        along = np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(len(visited))
+        return visited[groups.order[along]], groups, lengths
 
     def _lengths(self, rows: Selection, *, tell: bool = False) -> np.ndarray:
         lengths = lengths_of(rows, self.lengths)  # type: ignore[arg-type]
@@ -159,21 +172,21 @@ class Buckets:
 
 
 class _Groups:
-    """Rows grouped by length, and batches cut from the groups; the same in every epoch.
+    """Rows grouped by length, and batches cut from the groups; the same cuts in every epoch that visits the same rows.
 
     Args:
-        lengths: float64 `[N]`, above 0.
+        lengths: float64 `[N]`, above 0, in the order visited; rows of one group keep it.
         by: budget, rows, ratio and how many batches stay together.
     """
 
     def __init__(self, lengths: np.ndarray, by: Buckets) -> None:
         self.by = by
         # A fixed grid of powers, so that rows that are appended do not move others to another group.
-        _, self.number = np.unique(np.ceil(np.log(lengths) / math.log(by.ratio) - 1e-9), return_inverse=True)
-        counts = np.bincount(self.number)
-        order = np.argsort(self.number, kind='stable')
+        _, number = np.unique(np.ceil(np.log(lengths) / math.log(by.ratio) - 1e-9), return_inverse=True)
+        counts = np.bincount(number)
+        self.order = np.argsort(number, kind='stable')
         behind = np.cumsum(counts)
-        longest = np.maximum.reduceat(lengths[order], behind - counts) if len(counts) else np.zeros(0)
+        longest = np.maximum.reduceat(lengths[self.order], behind - counts) if len(counts) else np.zeros(0)
         self.bounds, self.longest = _cut(behind, longest, by.whole, by.max_rows)
 
     def batches(self, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
