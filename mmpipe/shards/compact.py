@@ -101,7 +101,7 @@ def _tidy(old: Snapshot, shards: Sequence[Shard]) -> bool:
         return False
     for shard in shards:
         listed = {name for field in shard.fields if field != '_key' for name in (field, f'_digest.{field}')}
-        with pa.memory_map(str(old.local(shard))) as source:
+        with old.mapped(shard) as source:
             if set(pa.ipc.open_file(source).schema.names) != listed | ({*SYSTEM} if '_key' in shard.fields else set()):
                 return False
     return True

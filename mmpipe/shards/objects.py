@@ -10,8 +10,9 @@ that go on from number 11, one gets 12, and the other learns that it has to begi
 shared. Numbers stay, some 50 bytes each: they are found by listing them, a thousand per request, and removing one would
 let a slow writer take it again.
 
-Files go up whole, before anything refers to them, and are read whole (`mmpipe.shards.copies`). What is written is kept
-as a copy too, since the next snapshot reads keys and digests there.
+Files go up whole, before anything refers to them. They are read whole (`mmpipe.shards.copies`); of keys and of few rows
+only their bytes (`mmpipe.shards.ranges`). What is written is kept as a copy too, since the next snapshot reads keys and
+digests there.
 """
 
 from __future__ import annotations
@@ -29,9 +30,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from mmpipe.errors import ConfigError, MmpipeError, ShardError
 from mmpipe.shards import copies
 from mmpipe.shards.root import RENEW_S, Entry, Pointer, Root
+from mmpipe.shards.transfer import Progress, Read, pieces, read_range
 from mmpipe.stores import STORES, file_system, protocol_of, what
 
 MOVE = 'check name, rights, network and the settings of the store'
@@ -172,12 +176,41 @@ class ObjectRoot(Root):
         with self._asking(name, 'removed') as system:
             system.rm_file(self._path(name))
 
-    def local(self, name: str, *, size: int, sha256: str) -> Path:  # noqa: D102
-        def load(file: Path) -> None:
-            with self._asking(name) as system:
-                system.get_file(self._path(name), str(file))
+    def mapped(self, name: str, *, size: int, sha256: str, progress: Progress | None = None) -> pa.NativeFile:  # noqa: D102
+        def load(progress: Progress) -> Iterator[bytes]:
+            return pieces(self._read(name), progress)
 
-        return copies.fetch(sha256, size, load, url=self.at(name))
+        return pa.BufferReader(copies.fetch(sha256, size, load, url=self.at(name), progress=progress))
+
+    def read_range(self, name: str, start: int, end: int) -> bytes:
+        """Some bytes of a file, from a start to an end.
+
+        Raises:
+            ShardError: the store cannot be read, or the file ends before.
+            FileNotFoundError: it is not there.
+        """
+        return read_range(self._read(name), start, end, url=self.at(name))
+
+    def _read(self, name: str) -> Read:
+        """Reads bytes of a file in one request, without the store's package trying again: `transfer` does."""
+
+        def read(start: int, end: int, limit_s: float) -> bytes:
+            import fsspec
+
+            options: dict[str, Any] = {'use_listings_cache': False}
+            on_s3 = STORES.get(protocol_of(self.text)) == 's3fs'
+            if on_s3:
+                settled = fsspec.config.conf.get(protocol_of(self.text), {}).get('config_kwargs', {})
+                options['config_kwargs'] = {**settled, 'retries': {'total_max_attempts': 1}}
+            system, path = file_system(self.at(name), options, move=MOVE)
+            if on_s3:
+                system.retries = 1
+            if getattr(system, 'async_impl', False):
+                call = system._cat_file
+                return fsspec.asyn.sync(system.loop, call, path, start=start, end=end, timeout=limit_s)
+            return system.cat_file(path, start=start, end=end)
+
+        return read
 
     def digest(self, name: str) -> str:  # noqa: D102
         with self._asking(name) as system, system.open(self._path(name), 'rb') as file:

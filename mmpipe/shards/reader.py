@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ from mmpipe.shards.root import Root, root_of
 if TYPE_CHECKING:
     from mmpipe.shards.history import SnapshotDiff
 
+MAPPED_FILES = 256  # copies of remote shards that a snapshot holds at most, each with a descriptor
 KEPT_BYTES = 64 << 20  # of a small field, for all rows of a selection
 
 
@@ -81,6 +83,8 @@ class Snapshot:
         self.splits = manifest.splits
         self.versions = manifest.versions
         self._tables: dict[str, pa.Table] = {}
+        self._bytes = {shard.path: shard.bytes for shard in manifest.shards}
+        self._letting_go = threading.Lock()
         self._columns: dict[tuple[int, str], BlockColumn] = {}
         self._files: dict[tuple[int, str], Shard] = {}
         self._patches: dict[tuple[int, str], Shard] = {}
@@ -112,20 +116,42 @@ class Snapshot:
         rows = np.arange(len(live)) - np.repeat(starts, counts)
         return np.stack([np.repeat(blocks, counts), rows], axis=1)[live]
 
-    def local(self, shard: Shard) -> Path:
-        """The local file of a shard; of an object store a copy, fetched where there is none.
+    def mapped(self, shard: Shard) -> pa.NativeFile:
+        """A shard as a mapped file; of an object store a copy, fetched where there is none.
 
         Raises:
             ShardError: it is missing or damaged.
         """
-        return self.place.local(shard.path, size=shard.bytes, sha256=shard.sha256)
+        return self.place.mapped(shard.path, size=shard.bytes, sha256=shard.sha256)
 
     def _table(self, shard: Shard) -> pa.Table:
         table = self._tables.get(shard.path)
         if table is None:
-            source = pa.memory_map(str(self.local(shard)))
-            table = self._tables[shard.path] = pa.ipc.open_file(source).read_all()
+            table = self._tables[shard.path] = pa.ipc.open_file(self.mapped(shard)).read_all()
+            if self.place.remote:
+                self._let_go()
         return table
+
+    def _let_go(self) -> None:
+        """Let go of the copies mapped first, where many are: what nobody holds can make room for others."""
+        with self._letting_go:
+            over = sum(self._bytes[path] for path in list(self._tables)) - self._mapped_bytes
+            for path in list(self._tables)[:-1]:
+                if over <= 0 and len(self._tables) <= MAPPED_FILES:
+                    break
+                over -= self._bytes[path]
+                self._tables.pop(path, None)
+            for key in list(self._columns):
+                shards = (self._files[key], self._patches.get(key))
+                if any(shard is not None and shard.path not in self._tables for shard in shards):
+                    self._columns.pop(key, None)
+
+    @cached_property
+    def _mapped_bytes(self) -> int:
+        """Of copies that are held at once; a few processes may hold others in the same cache."""
+        from mmpipe.shards.copies import cache_limit
+
+        return cache_limit() // 4
 
     def forget(self) -> None:
         """Let go of the files mapped so far; they are mapped again where they are needed."""

@@ -7,14 +7,17 @@ import os
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from mmpipe.durable import make_folders, sync_directory, write_bytes
 from mmpipe.errors import ConfigError, ShardError
+from mmpipe.shards.transfer import Progress
 
 RENEW_S = 600.0  # seconds after which a file that is taken again is made young
 
@@ -146,8 +149,14 @@ class Root(ABC):
     def _remove(self, name: str) -> None: ...
 
     @abstractmethod
-    def local(self, name: str, *, size: int, sha256: str) -> Path:
-        """A local file with the content of a shard, to be mapped.
+    def mapped(self, name: str, *, size: int, sha256: str, progress: Progress | None = None) -> pa.NativeFile:
+        """The content of a shard, mapped; of an object store a copy, fetched where there is none.
+
+        Args:
+            name: its path below the root.
+            size: its bytes.
+            sha256: digest of its content.
+            progress: where a fetch says how far it is.
 
         Raises:
             ShardError: it is missing or damaged.
@@ -257,8 +266,8 @@ class LocalRoot(Root):
     def _remove(self, name: str) -> None:
         (self.folder / name).unlink(missing_ok=True)
 
-    def local(self, name: str, *, size: int, sha256: str) -> Path:  # noqa: D102
-        return self.folder / name
+    def mapped(self, name: str, *, size: int, sha256: str, progress: Progress | None = None) -> pa.NativeFile:  # noqa: D102
+        return pa.memory_map(str(self.folder / name))
 
     def digest(self, name: str) -> str:  # noqa: D102
         with open(self.folder / name, 'rb') as file:
@@ -312,7 +321,3 @@ def place_of(root: str | Path | Root) -> str:
     """
     found = root_of(root)
     return found.text if found.remote else str(Path(found.absolute()).resolve())
-
-
-Load = Callable[[Path], None]
-"""Puts the content of a remote file into a local one."""

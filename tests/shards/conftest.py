@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import uuid
@@ -45,6 +46,19 @@ def s3():
         fsspec.filesystem('s3').mkdir('shards')
         yield requests
         running.stop()
+
+
+@pytest.fixture(scope='module')
+def front(s3):
+    """A store in front of the real one that fails where it is told to (`faulty_store.Faulty`)."""
+    from faulty_store import faulty
+    from s3fs import S3FileSystem
+
+    with pytest.MonkeyPatch.context() as patch, faulty(os.environ['AWS_ENDPOINT_URL']) as (endpoint, state):
+        patch.setenv('AWS_ENDPOINT_URL', endpoint)
+        S3FileSystem.clear_instance_cache()  # which keeps the endpoint
+        yield state
+    S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture(params=['memory', pytest.param('s3', marks=pytest.mark.slow)])
