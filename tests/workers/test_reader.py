@@ -359,6 +359,16 @@ def test_a_fork_of_this_process_stops_nothing():
         assert len(results(reader, requests(2))) == 2
 
 
+def test_without_a_fork_server_each_worker_is_a_new_interpreter(monkeypatch):
+    monkeypatch.setattr('multiprocessing.get_all_start_methods', lambda: ['spawn'])
+    with reading(tasks.failing, processes=1) as reader:
+        for rows in ([4], [13]):
+            reader.submit({'positions': rows, 'how': 'kill'})
+        assert reader.next()['x'][0, 0] == 16
+        with pytest.raises(WorkerError, match=r'was killed by SIGKILL while it made sample 0 of batch 1 \(row 13\)'):
+            reader.next()
+
+
 def test_ctrl_c_is_for_the_parent():
     with reading(tasks.slow) as reader:
         for i in range(40):
