@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,7 @@ class EpochBatches:
         """Rows that one step takes over all ranks; 0 where the sampling cuts batches of several sizes."""
         return self.global_batch_size or (self.batch_size or 0) * world()[1]
 
-    @property
+    @cached_property
     def samples(self) -> int:
         """Samples in the sequence of an epoch."""
         return self.sampling.length(self.rows)
