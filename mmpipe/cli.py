@@ -312,6 +312,30 @@ def train(
     _print(run, as_json)
 
 
+@app.command(epilog='Example: mmpipe doctor demo --seconds 20')
+def doctor(
+    pipeline: PipelineName,
+    directory: Directory = None,
+    root: Root = None,
+    seconds: Annotated[float, typer.Option(help='How long to measure, about.')] = 10.0,
+    loading: Annotated[bool, typer.Option('--loading', help='Leave the model out.')] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what training waits for: reading, decoding, transforms or the model; and try what would help."""
+
+    def run() -> tuple[Any, str]:
+        from mmpipe.data.doctor import doctor_training
+        from mmpipe.pipeline import find_pipeline
+        from mmpipe.shards import open_snapshot
+
+        found = find_pipeline(pipeline, directory=directory)
+        frozen = open_snapshot(_place(root, found.root))
+        diagnosis = doctor_training(found.module('training').train, frozen, with_model=not loading, seconds=seconds)
+        return diagnosis.to_json(), str(diagnosis)
+
+    _print(run, as_json)
+
+
 @app.command(epilog='Example: mmpipe leaks demo --json')
 def leaks(
     pipeline: PipelineName,

@@ -6,8 +6,6 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-Decoding = tuple[tuple[int, ...] | None, str]
-"""Shape of what a sample decodes to, None where its first dimension varies, and numpy dtype name."""
 
 
 @runtime_checkable
