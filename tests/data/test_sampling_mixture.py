@@ -105,6 +105,7 @@ def test_sources_are_drawn_independently():
         (lambda parts: mixture({**parts, 'none': Selection([])}, weights={'web': 1, 'books': 1, 'none': 1}),
          DataError, "'none' has no rows, and 1 samples"),
         (lambda parts: mixture({'none': Selection([])}), DataError, 'None of none has a row'),
+        (lambda parts: Mixture().length(parts['web']) and Mixture().draws(parts['web']), DataError, 'of one snapshot'),
         (lambda parts: mixture({}), ConfigError, 'at least one'),
         (lambda parts: mixture({'a/b': parts['web']}), ConfigError, "hold no '/'"),
     ],

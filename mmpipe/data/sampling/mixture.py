@@ -100,8 +100,13 @@ class Mixture:
 
         Raises:
             ConfigError: weights for other names than those of the sources.
-            DataError: a source that is drawn from has no rows.
+            DataError: a source that is drawn from has no rows; rows that have no sources.
         """
+        if not isinstance(rows, ManyRows):
+            raise DataError(
+                f'A Mixture draws from the sources of a ManyRows, and these are {type(rows).__name__} of one snapshot. '
+                f'Make both together with mm.sampling.mixture.'
+            )
         sizes = np.bincount(rows.sources, minlength=len(rows.names)).tolist()
         weights: Mapping[str, float] = self.weights or dict(zip(rows.names, sizes, strict=True))
         if set(weights) != set(rows.names):
