@@ -142,8 +142,7 @@ class Snapshot:
                 over -= self._bytes[path]
                 self._tables.pop(path, None)
             for key in list(self._columns):
-                shards = (self._files[key], self._patches.get(key))
-                if any(shard is not None and shard.path not in self._tables for shard in shards):
+                if any(shard.path not in self._tables for shard in self.shards_of(*key)):
                     self._columns.pop(key, None)
 
     @cached_property
@@ -157,6 +156,11 @@ class Snapshot:
         """Let go of the files mapped so far; they are mapped again where they are needed."""
         self._tables.clear()
         self._columns.clear()
+
+    def shards_of(self, block: int, name: str) -> list[Shard]:
+        """The files that hold a column of a block: its shard, and its patch where there is one."""
+        patch = self._patches.get((block, _anchor(name)))
+        return [self._files[block, _anchor(name)], *([] if patch is None else [patch])]
 
     def unpatched(self, block: int, name: str) -> pa.ChunkedArray:
         """A column of a block as its whole shard holds it, masked rows and system columns (`Rows.system`) included."""

@@ -49,6 +49,10 @@ class Progress:
         self.started = self.moved = time.monotonic()
         self.cancelled = threading.Event()
 
+    def begin(self) -> None:
+        """Time counts from now on."""
+        self.started = self.moved = time.monotonic()
+
     def add(self, count: int) -> None:
         """So many bytes more are here."""
         self.done += count
