@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import signal
 from collections.abc import Mapping
@@ -56,8 +57,10 @@ def raised(failure: Failure, where: str) -> MmpipeError:
         failure: what the worker said.
         where: words for the batch or sample.
     """
-    if failure.pickled is not None:
-        error: MmpipeError = pickle.loads(failure.pickled)
+    error: MmpipeError | None = None
+    with contextlib.suppress(Exception):  # a class that this process cannot import, say
+        error = None if failure.pickled is None else pickle.loads(failure.pickled)
+    if error is not None:
         error.add_note(f'In a worker process, in {where}:\n{failure.trace}')
         return error
     return WorkerError(

@@ -26,7 +26,7 @@ class Parcel:
     Args:
         pickle: all but the large arrays.
         places: (offset, bytes) of each large array in the slot.
-        grown: the slot's memory where a larger one had to be made; None where the old one was enough.
+        grown: what `grow` said of the larger memory it had to make; None where the slot's own was enough.
     """
 
     pickle: bytes
@@ -40,7 +40,7 @@ def pack(batch: Any, allocate: Allocator, grow: Callable[[int], tuple[np.ndarray
     Args:
         batch: anything that can be pickled.
         allocate: what the batch was made with.
-        grow: makes memory for as many bytes: (uint8 `[>= bytes]`, what the parcel then has as `grown`).
+        grow: makes larger memory for the slot: bytes to (uint8 `[>= bytes]`, what the parcel then has as `grown`).
 
     >>> slot = np.zeros(1 << 20, np.uint8)
     >>> allocate = Allocator(slot, np.zeros(2, np.int64))

@@ -22,6 +22,9 @@ from mmpipe.errors import ConfigError, DataError, WorkerError
 from mmpipe.workers import ProcessReader
 
 
+HARD = pytest.mark.hardening
+
+
 def requests(count, rows=4):
     return [{'positions': np.arange(i * rows, (i + 1) * rows), 'epoch': 1} for i in range(count)]
 
@@ -204,7 +207,7 @@ def test_results_and_requests_that_are_no_arrays_block_nobody():
         assert [one['sum'] for one in results(reader, wanted)] == [sum(range(200_000))] * 8
 
 
-@pytest.mark.parametrize('seed', range(5))
+@pytest.mark.parametrize('seed', [*range(5), *(pytest.param(seed, marks=HARD) for seed in range(5, 150))])
 def test_a_worker_killed_at_any_moment_is_named_and_the_rest_is_stopped(seed):
     draw = random.Random(seed)
     with reading(tasks.slow, processes=3, depth=6) as reader:
