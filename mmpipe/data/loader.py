@@ -29,6 +29,7 @@ from mmpipe.data.crossing import crossed
 from mmpipe.data.dataset import ShardDataset
 from mmpipe.data.depth import Depth
 from mmpipe.data.device import Transfer, resolve, to_device
+from mmpipe.data.fetching import Fetching
 from mmpipe.data.leases import Leases
 from mmpipe.data.sampling import Sampled, Sampling, Sequential, Shuffle
 from mmpipe.data.threads import Reader, ThreadReader
@@ -41,6 +42,7 @@ from mmpipe.workers import ProcessReader
 __all__ = ['DataLoader', 'rows_digest', 'world']
 
 THREADS = 8  # at most, where their number is not given
+ANNOUNCED = 64  # batches whose shards are fetched ahead, as far as the cache has room for them
 
 
 class DataLoader:
@@ -212,14 +214,17 @@ class DataLoader:
 
     def _made(self, epoch: int, start: int) -> Iterator[tuple[Step, dict[str, Any]]]:
         """Batches of this rank on the host, made ahead."""
-        steps = self.batches.steps(epoch, start)
-        reader = self._reader()
+        fetching = Fetching(self.rows, self.fields)
+        steps = _announced(self.batches.steps(epoch, start), fetching)
+        reader = self._reader(fetching)
         depth = Depth(self.num_workers, fixed=self.prefetch_factor)
         given: deque[Step] = deque()
         self.waited_s, had = 0.0, time.perf_counter()
         try:
             while True:
                 while len(given) < depth.now and (step := next(steps, None)) is not None:
+                    if reader is self._processes:
+                        fetching.wait(step.positions)  # else the threads do
                     keys = self.rows.keys[step.positions].tolist() if reader is self._processes else None
                     reader.submit(Request(step.positions, epoch=epoch, padded=step.padded, keys=keys))
                     given.append(step)
@@ -237,11 +242,13 @@ class DataLoader:
                 batch['_present'] = {name: np.flatnonzero(mask) for name, mask in batch['_mask'].items()}
                 yield given.popleft(), as_tensors(batch)
         finally:
+            fetching.close()
             self._leave(reader)
 
-    def _reader(self) -> Reader:
+    def _reader(self, fetching: Fetching) -> Reader:
         if not (self.dataset.task.host and self.num_workers):
-            return ThreadReader(self.dataset.task, threads=self.num_workers, allocate=self.pool)
+            first = (lambda request: fetching.wait(request.positions)) if fetching.remote else None
+            return ThreadReader(self.dataset.task, threads=self.num_workers, allocate=self.pool, first=first)
         if self._processes is None:
             self._processes = ProcessReader(self.dataset.task, processes=self.num_workers, pool=self.pool.limit_bytes)
         return self._processes
@@ -331,6 +338,19 @@ class DataLoader:
         other.failed = {}
         other._epoch, other._resume_at, other._position, other._processes = 0, 0, (0, 0), None
         return other
+
+
+def _announced(steps: Iterator[Step], fetching: Fetching) -> Iterator[Step]:
+    """The steps, each of which was announced some steps before where its shards have to be fetched."""
+    coming: deque[Step] = deque()
+    while fetching.remote:
+        while len(coming) < ANNOUNCED and (step := next(steps, None)) is not None:
+            fetching.want(step.positions)
+            coming.append(step)
+        if not coming:
+            return
+        yield coming.popleft()
+    yield from steps
 
 
 def rows_digest(rows: Rows) -> str:

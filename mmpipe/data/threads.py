@@ -40,6 +40,7 @@ class ThreadReader:
         task: makes a batch.
         threads: how many; 0 for the thread that asks.
         allocate: gives the memory of batches.
+        first: called with each request before its batch is made, such as to wait for what it reads.
 
     Attributes:
         made_s: seconds that the newest batch took to make.
@@ -51,8 +52,15 @@ class ThreadReader:
     ['b']
     """
 
-    def __init__(self, task: BatchTask, *, threads: int, allocate: Allocate) -> None:
-        self._task, self._allocate = task, allocate
+    def __init__(
+        self,
+        task: BatchTask,
+        *,
+        threads: int,
+        allocate: Allocate,
+        first: Callable[[Request], None] | None = None,
+    ) -> None:
+        self._task, self._allocate, self._first = task, allocate, first
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix='mmpipe-read') if threads else None
         self._given: deque[Future[dict[str, Any]] | Callable[[], dict[str, Any]]] = deque()
         self.made_s = 0.0
@@ -85,6 +93,8 @@ class ThreadReader:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _made(self, request: Request) -> dict[str, Any]:
+        if self._first is not None:
+            self._first(request)
         started = time.perf_counter()
         batch = self._task(request, self._allocate)
         self.made_s = time.perf_counter() - started
