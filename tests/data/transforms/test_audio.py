@@ -32,7 +32,7 @@ def hashes(count):
     return Draw(np.arange(count, dtype=np.uint64) * np.uint64(31))
 
 
-@settings(max_examples=40)
+@settings(deadline=None, max_examples=40)
 @given(waves(), st.sampled_from([8_000, 16_000, 22_050]))
 def test_each_row_has_the_spectrogram_that_torchaudio_gives_it_alone(case, rate):
     rows, lengths = case
@@ -76,6 +76,7 @@ def test_spectrograms_on_the_cpu_are_made_in_parts_and_lie_in_lent_memory(monkey
     assert torch.equal(parts, whole)
 
 
+@settings(deadline=None, max_examples=60)
 @given(waves(longest=50), st.floats(-20, 20), st.floats(0, 20))
 def test_gain_is_torchaudios_with_decibels_in_the_range(case, low, spread):
     rows, _ = case
@@ -91,6 +92,7 @@ def test_gain_changes_as_many_rows_as_its_probability_says():
     assert 0.25 < changed.float().mean() < 0.35
 
 
+@settings(deadline=None, max_examples=60)
 @given(waves(longest=20), st.integers(0, 30), st.booleans(), st.integers(1, 2))
 def test_shifting_moves_each_row_within_its_own_length(case, most, around, channels):
     rows, lengths = case
@@ -111,6 +113,7 @@ def test_shifting_moves_each_row_within_its_own_length(case, most, around, chann
         assert torch.equal(found, expected)
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.integers(1, 4), st.integers(1, 12), st.integers(1, 20), st.integers(0, 12), st.integers(0, 25))
 def test_blanked_stretches_are_torchaudios_with_the_same_numbers(count, bands, frames, wide, long):
     values = torch.randn(count, bands, frames, generator=torch.Generator().manual_seed(bands))
@@ -126,6 +129,7 @@ def test_blanked_stretches_are_torchaudios_with_the_same_numbers(count, bands, f
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_blanked_frames_lie_within_the_rows_own_and_have_their_mean(data):
     lengths = torch.tensor(data.draw(st.lists(st.integers(0, 30), min_size=1, max_size=4)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import v2
 
@@ -31,6 +31,7 @@ def by_attempts(numbers, height, width, scale, ratio):
     return None
 
 
+@settings(deadline=None, max_examples=60)
 @given(SIDES, SIDES, SCALES, RATIOS, SEEDS)
 def test_the_first_attempt_that_fits_counts(height, width, scale, ratio, seed):
     numbers = np.random.default_rng(seed).random((AREA_NUMBERS, 8))
@@ -40,6 +41,7 @@ def test_the_first_attempt_that_fits_counts(height, width, scale, ratio, seed):
         assert box == (wanted or list(boxes.largest_central(height, width, ratio)))
 
 
+@settings(deadline=None, max_examples=60)
 @given(SIDES, SIDES, RATIOS)
 def test_where_nothing_fits_it_is_the_window_that_torchvision_falls_back_to(height, width, ratio):
     crop = v2.RandomResizedCrop(8, scale=(30, 30), ratio=ratio)  # no area of 30 images fits into one
@@ -48,6 +50,7 @@ def test_where_nothing_fits_it_is_the_window_that_torchvision_falls_back_to(heig
     assert found.tolist() == [theirs['top'], theirs['left'], theirs['height'], theirs['width']]
 
 
+@settings(deadline=None, max_examples=60)
 @given(SIDES, SIDES, SEEDS, st.data())
 def test_windows_of_one_size_lie_inside_and_reach_every_edge(height, width, seed, data):
     size = data.draw(st.integers(1, height)), data.draw(st.integers(1, width))
@@ -60,6 +63,7 @@ def test_windows_of_one_size_lie_inside_and_reach_every_edge(height, width, seed
     assert (found[1, :2] + found[1, 2:]).tolist() == [height, width]
 
 
+@settings(deadline=None, max_examples=60)
 @given(SIDES, SIDES, SEEDS, st.floats(0, 1))
 def test_erased_rectangles_lie_inside_and_come_as_often_as_asked(height, width, seed, probability):
     numbers = np.random.default_rng(seed).random((1 + AREA_NUMBERS, 40))
@@ -76,6 +80,7 @@ def test_erased_rectangles_lie_inside_and_come_as_often_as_asked(height, width, 
         assert ((share > 0.01) & (share < 0.35))[there].all()
 
 
+@settings(deadline=None, max_examples=60)
 @given(SIDES, SIDES, SIDES)
 def test_the_shorter_side_is_resized_as_by_torchvision(height, width, side):
     long = side * max(height, width) // min(height, width)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms.v2 import functional as oracle
 
@@ -19,6 +19,7 @@ CASES = {
 
 
 @pytest.mark.parametrize('name', CASES)
+@settings(deadline=None, max_examples=60)
 @given(
     count=st.integers(1, 4), side=st.integers(1, 9), seed=st.integers(0, 10_000), levels=st.sampled_from([2, 4, 256])
 )

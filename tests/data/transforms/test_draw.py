@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmpipe.data.transforms import Draw
@@ -12,6 +12,7 @@ from mmpipe.data.transforms import Draw
 HASHES = st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=20).map(lambda each: np.array(each, dtype=np.uint64))
 
 
+@settings(deadline=None, max_examples=60)
 @given(HASHES, st.integers(0, 2**63), st.integers(0, 1000), st.randoms(use_true_random=False))
 def test_a_sample_gets_the_same_numbers_in_any_batch_and_place(hashes, seed, epoch, random):
     order = np.array(random.sample(range(len(hashes)), random.randint(1, len(hashes))))
@@ -20,6 +21,7 @@ def test_a_sample_gets_the_same_numbers_in_any_batch_and_place(hashes, seed, epo
     np.testing.assert_array_equal(part, whole[:, order])
 
 
+@settings(deadline=None, max_examples=60)
 @given(HASHES, st.integers(1, 30), st.integers(0, 29))
 def test_asking_for_more_numbers_does_not_change_the_first(hashes, width, fewer):
     numbers = Draw(hashes).numbers(0, width, len(hashes))

@@ -45,6 +45,7 @@ def one_by_one(images, placement, mode):
     return torch.stack(each).float()
 
 
+@settings(deadline=None, max_examples=60)
 @given(placements(resized=True), st.sampled_from([InterpolationMode.BILINEAR, InterpolationMode.BICUBIC]))
 def test_on_the_cpu_it_is_what_torchvision_makes_of_each(case, mode):
     images, placement = case
@@ -53,7 +54,7 @@ def test_on_the_cpu_it_is_what_torchvision_makes_of_each(case, mode):
     torch.testing.assert_close(out, one_by_one(images, placement, mode), rtol=0, atol=0)
 
 
-@settings(max_examples=60)
+@settings(deadline=None, max_examples=60)
 @given(placements(resized=True), st.sampled_from([InterpolationMode.BILINEAR, InterpolationMode.BICUBIC]))
 def test_the_products_for_whole_batches_differ_by_rounding_only(case, mode):
     images, placement = case
@@ -63,6 +64,7 @@ def test_the_products_for_whole_batches_differ_by_rounding_only(case, mode):
     torch.testing.assert_close(out, expected, rtol=0, atol=2)
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.data(), st.sampled_from(['bilinear', 'bicubic']))
 def test_the_weights_of_a_line_are_those_of_torch(data, mode):
     stored = data.draw(st.integers(1, 60))
@@ -84,6 +86,7 @@ def test_an_image_can_become_a_single_pixel():
     assert (out == 7).all()
 
 
+@settings(deadline=None, max_examples=60)
 @given(placements(resized=False))
 def test_windows_that_keep_their_size_are_plain_slices(case):
     images, placement = case

@@ -87,6 +87,16 @@ def test_weights_that_nobody_knows_or_that_say_nothing_are_refused():
         transforms.image(weights=torch.nn.Linear(1, 1))
 
 
+def test_a_configuration_of_timm_says_how_much_of_the_image_is_kept():
+    plain = {'input_size': (3, 224, 224), 'interpolation': 'bilinear'}
+    found = transforms.preprocessing(plain)
+    assert (found.size, found.resize, found.mean, found.std) == ((224, 224), 256, IMAGENET_MEAN, IMAGENET_STD)
+    assert transforms.preprocessing({**plain, 'crop_pct': 1.0}).resize == 224
+    assert transforms.preprocessing({**plain, 'crop_mode': 'squash', 'crop_pct': 0.5}).resize == (448, 448)
+    with pytest.raises(ConfigError, match='lanczos'):
+        transforms.preprocessing({**plain, 'interpolation': 'lanczos'})
+
+
 def test_a_model_gives_what_its_backbone_was_trained_with():
     from mmpipe.models import encoders
 
@@ -111,7 +121,7 @@ def test_samples_are_changed_differently(options):
     assert len({view.numpy().tobytes() for view in views}) > 30
 
 
-@settings(max_examples=40)
+@settings(deadline=None, max_examples=40)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=12), st.integers(0, 5))
 def test_a_sample_is_the_same_in_any_batch_and_place(places, epoch):
     made = transforms.image(**EVERYTHING)

@@ -39,7 +39,7 @@ def alone(given, row):
     return not all(mask[row] and mask[row - 1] for mask in given['_mask'].values())
 
 
-@settings(max_examples=60)
+@settings(deadline=None, max_examples=60)
 @given(st.integers(1, 8), st.integers(0, 100), st.sampled_from([0.0, 0.2]), st.floats(0.1, 4))
 def test_mixup_takes_the_same_share_of_pixels_and_targets(count, seed, holes, alpha):
     given = batch(count, seed, holes)
@@ -53,7 +53,7 @@ def test_mixup_takes_the_same_share_of_pixels_and_targets(count, seed, holes, al
             torch.testing.assert_close(mixed[name][row], expected, rtol=1e-4, atol=1e-4)
 
 
-@settings(max_examples=60)
+@settings(deadline=None, max_examples=60)
 @given(st.integers(1, 8), st.integers(0, 100), st.sampled_from([0.0, 0.2]), st.floats(0.1, 4))
 def test_cutmix_weighs_targets_by_the_pixels_that_are_left(count, seed, holes, alpha):
     given = batch(count, seed, holes)
