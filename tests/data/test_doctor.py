@@ -19,7 +19,7 @@ import mmpipe as mm
 from mmpipe.data import DataLoader
 from mmpipe.data.doctor import Advice, Diagnosis, Stage, doctor, doctor_training, examine, trials
 from mmpipe.data.doctor.rates import Machine, batch_seconds, bottleneck
-from mmpipe.data.doctor.stages import host_stages
+from mmpipe.data.doctor.stages import Host, host_stages
 from mmpipe.data.doctor.trials import Running, changed
 from mmpipe.data.sampling import Buckets, mixture
 from mmpipe.errors import ConfigError
@@ -233,6 +233,28 @@ def test_advice_that_gains_nothing_when_tried_is_dropped_and_told(rows, monkeypa
     else:
         assert not found.dropped
         assert [advice.setting for advice in told].count('num_workers') == 1
+
+
+def test_what_there_is_no_time_to_try_is_told_and_not_advised(rows, monkeypatch):
+    monkeypatch.setattr(examine, 'gain', lambda *_, **__: time.sleep(0.2) or 1.5)
+    found = doctor(sleepy_loader(rows), seconds=0.1)
+    assert [advice.checked_gain for advice in found.advice if advice.setting != 'fields'] == [1.5]
+    assert any(note.startswith('no time was left to try ') for note in found.notes)
+
+
+def test_rows_that_do_not_fit_into_memory_count_as_read_from_the_disk(rows, monkeypatch):
+    read = Stage(name='read', side='host', seconds=0.01, cpu_s=0.001, first_s=0.05)
+    host = Host(stages=(read,), batch=4.0, bytes_per_sample=1000.0)
+    loader = loader_of(rows)
+    notes, same = examine._from_disk(loader, host, 0.02)
+    assert same == host
+    assert '5.0 times' in notes[0]
+    assert '60.0 kB fit into memory' in notes[0]
+    monkeypatch.setattr(examine, 'memory_bytes', lambda: 50_000)
+    notes, slow = examine._from_disk(loader, host, 0.02)
+    assert slow.stages[0].seconds == 0.05
+    assert 'do not fit into memory' in notes[0]
+    assert examine._from_disk(loader, host, 10.0) == ([], host)  # of no account
 
 
 def test_a_trial_that_runs_out_of_memory_counts_as_no_gain(rows):

@@ -138,7 +138,7 @@ def _decoded(found: Findings) -> Iterator[Advice]:
 def _device_transforms(found: Findings) -> Iterator[Advice]:
     for name in found.loader.dataset.task.host:
         seconds = batch_seconds(_without(found.stages, f'transform {name}'), found.machine)
-        why = 'Of whole batches, on the device; reading then needs threads only, and no processes.'
+        why = 'At most: of whole batches on the device, it takes time there. Reading then needs threads, no processes.'
         yield Advice(
             setting='transforms', value=f'{name}, instead of host_transforms', why=why,
             expected_gain=found.seconds / max(seconds, 1e-9),

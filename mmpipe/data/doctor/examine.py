@@ -54,7 +54,7 @@ def doctor(
         model: from a batch to {task name: output}; None to examine the loading alone.
         tasks: for a model that has none of its own.
         precision: 'fp32' or 'bf16', as in `mm.Trainer`.
-        seconds: to take, about: each stage is measured on two batches at least.
+        seconds: to take, about; a model's first step, and steps or workers that are slow to start, come on top.
 
     Returns:
         A value that prints well: stages, bottleneck, and what to set, with expected and measured gains.
@@ -90,8 +90,8 @@ def _examined(
     everyone = _loading_rate(own, 0.1 * seconds)
     after = _after(own, train, 0.15 * seconds)
     machine = Machine(workers=own.num_workers, cores=cores(), apart=own.device.type != 'cpu')
-    notes, host = _from_disk(own, host)
-    machine, more = _hindered(machine, host, everyone)
+    notes, host = _from_disk(own, host, sum(stage.seconds for stage in (*host.stages, *after)))
+    machine, more = _hindered(machine, host, everyone, processes=bool(own.dataset.task.host))
     if host.queued > BUSY:
         more.append(
             f'other programs had the cores for {100 * host.queued:.0f} % of the time: measure again without them.'
@@ -109,7 +109,7 @@ def _examined(
         loader=own, machine=machine, host=host, stages=stages, twice=twice, measured=measured,
         waiting=1.0 if waiting is None else waiting,
     )  # fmt: skip
-    advice, dropped, untried = _tried(found, train, began + seconds)
+    advice, dropped, untried = _tried(found, train, time.perf_counter() + 0.4 * seconds)
     slowest = bottleneck(stages, machine)
     rest = batch_seconds([stage for stage in stages if stage is not slowest], machine)
     return Diagnosis(
@@ -146,11 +146,11 @@ def _after(own: DataLoader, train: TrainingStep | None, seconds: float) -> tuple
     return device_stages(changed(own), held, train, seconds=seconds)
 
 
-def _from_disk(own: DataLoader, host: Host) -> tuple[list[str], Host]:
+def _from_disk(own: DataLoader, host: Host, whole: float) -> tuple[list[str], Host]:
     """What first and second reading tell; rows that do not fit into memory come from the disk in each epoch."""
     read = host.stages[0]
     size = host.bytes_per_sample * len(own.rows)
-    if read.first_s is None or read.first_s < SLOWED * read.seconds:
+    if read.first_s is None or read.first_s - read.seconds < max((SLOWED - 1) * read.seconds, (GAIN - 1) * whole):
         return [], host
     note = f'the first reading of rows took {read.first_s / max(read.seconds, 1e-9):.1f} times as long as the second'
     if size < CACHED * memory_bytes():
@@ -160,20 +160,19 @@ def _from_disk(own: DataLoader, host: Host) -> tuple[list[str], Host]:
     return [note], replace(host, stages=(slow, *host.stages[1:]))
 
 
-def _hindered(machine: Machine, host: Host, everyone: float) -> tuple[Machine, list[str]]:
+def _hindered(machine: Machine, host: Host, everyone: float, *, processes: bool) -> tuple[Machine, list[str]]:
     """How far workers stand in each other's way."""
     if not machine.workers:
         return machine, []
     hindrance = host.batch / everyone / loading_seconds(host.stages, machine)
     machine = replace(machine, hindrance=float(np.clip(hindrance, 1.0, machine.workers)))
     one = sum(stage.seconds for stage in host.stages)
-    if machine.workers > 1 and hindrance > SLOWED and one > HANDED_S:
+    if machine.workers > 1 and hindrance > SLOWED and one > HANDED_S and host.queued < BUSY:
         speedup = one * everyone / host.batch
         slow = max(host.stages, key=lambda stage: stage.cpu_s).name
-        return machine, [
-            f'{how_many(machine.workers, "worker")} make batches only {speedup:.1f} times as fast as one: {slow} holds '
-            f"Python's lock, or the memory is busy."
-        ]
+        why = 'the memory is busy' if processes else f"{slow} holds Python's lock, or the memory is busy"
+        many = how_many(machine.workers, 'worker')
+        return machine, [f'{many} make batches only {speedup:.1f} times as fast as one: {why}.']
     return machine, []
 
 
@@ -212,9 +211,7 @@ def _tried(
         runs = (Running(changed(found.loader, **each)) for each in ({}, settings))
         turn = sum(run.shortest for run in runs) * found.host.batch / found.measured  # of both
         if number and left < 2 * turn:
-            late.append(f'{advice.setting}={advice.value}')
-            if advice.expected_gain >= GAIN:
-                kept.append(advice)
+            late.append(f'{advice.setting}={advice.value} (expected {advice.expected_gain:.2f}x)')
             continue
         turns = TURNS if left > TURNS * turn else 2
         share = max(left, 0.0) / (len(tries) - number)
@@ -222,9 +219,7 @@ def _tried(
         (kept if (checked.checked_gain or 0.0) >= GAIN else dropped).append(checked)
     kept += to_tell(found)
     kept.sort(key=lambda each: -(each.checked_gain or each.expected_gain))
-    workers = [each for each in (*kept, *dropped) if each.setting == 'num_workers']
-    if any(each.checked_gain is not None for each in workers):
-        workers = [each for each in workers if each.checked_gain is not None]
-    kept = [each for each in kept if each.setting != 'num_workers' or each is workers[0]]
+    workers = next((each for each in kept if each.setting == 'num_workers'), None)
+    kept = [each for each in kept if each.setting != 'num_workers' or each is workers]
     notes = [f'no time was left to try {", ".join(late)}: give seconds= more.'] if late else []
     return tuple(kept), tuple(dropped), notes

@@ -46,8 +46,8 @@ class Running:
 
     @property
     def shortest(self) -> int:
-        """Batches that a turn takes at least."""
-        return self.ahead + FEWEST + self.loader.num_workers
+        """Batches that a turn takes, besides those that were there."""
+        return FEWEST + 2 * self.loader.num_workers
 
     @property
     def ahead(self) -> int:
@@ -63,7 +63,7 @@ class Running:
         """
         end, self._longest = time.perf_counter() + seconds, 0.0
         for _ in range(self.ahead):
-            self._next()
+            self._next(use=False)
         self._until_one_is_late()
         wait_for(self.loader.device)
         start, waited, samples, batches = time.perf_counter(), self._waited_s, self._samples, 0
@@ -82,8 +82,8 @@ class Running:
             if self._next() >= self._longest / 2:
                 return
 
-    def _next(self) -> float:
-        """Take a batch and use it; returns the seconds that were waited for it."""
+    def _next(self, *, use: bool = True) -> float:
+        """Take a batch; returns the seconds that were waited for it."""
         before = self.loader.waited_s
         batch = next(self._batches)
         waited = self.loader.waited_s
@@ -91,7 +91,7 @@ class Running:
         self._waited_s += waited
         self._samples += len(batch['_key'])
         self._longest = max(self._longest, waited)
-        if self.train is not None and len(batch['_key']):
+        if use and self.train is not None and len(batch['_key']):
             self.train(batch)
         return waited
 
