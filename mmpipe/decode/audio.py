@@ -27,7 +27,7 @@ _BLOCK = 1 << 16  # samples handed over at once; the whole of a long clip in one
 _UNKNOWN = 1 << 60  # libsndfile's count for a stream without one is above this
 # A damaged header must not make a terabyte of samples.
 _LARGEST_RATIO = 256
-# Playlists name other files: nothing but the given bytes is ever opened.
+# Lists of files (`ffconcat`) are a format to FFmpeg: nothing but the given bytes is ever opened.
 _ONLY_THESE_BYTES = {'protocol_whitelist': 'none'}
 
 
@@ -179,7 +179,7 @@ def read_window(data: bytes, window: _Window) -> _Read:
     import soundfile
 
     try:
-        file = soundfile.SoundFile(io.BytesIO(data))
+        file = soundfile.SoundFile(_Bytes(data))
     except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError) as error:
         return _by_ffmpeg(data, window, f'libsndfile says "{_said(error)}", ')
     with file:
@@ -187,6 +187,16 @@ def read_window(data: bytes, window: _Window) -> _Read:
             return _by_libsndfile(file, window)
         except (soundfile.SoundFileError, RuntimeError, ValueError, MemoryError) as error:
             raise DataError(f'the sound cannot be decoded: libsndfile says "{_said(error)}". {_NEXT}') from error
+
+
+class _Bytes(io.BytesIO):
+    """Stays where it is when a damaged header leads to before the start: a callback's exception goes to stderr."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        try:
+            return super().seek(offset, whence)
+        except (ValueError, OverflowError):
+            return self.tell()
 
 
 def _by_libsndfile(file: soundfile.SoundFile, window: _Window) -> _Read:
@@ -227,6 +237,8 @@ def _by_ffmpeg(data: bytes, window: _Window, first_said: str) -> _Read:
             if not container.streams.audio:
                 raise DataError('the file has no audio stream.')
             stream = container.streams.audio[0]
+            if stream.codec_context is None:
+                raise DataError(f'FFmpeg has no decoder for the codec of the audio stream. {_NEXT}')
             stream.codec_context.thread_count = 1  # several clips at once instead
             _check_rate(stream.codec_context.sample_rate, window)
             if window.length is not None and stream.duration and stream.time_base:
@@ -294,13 +306,22 @@ def _joined(container: av.container.InputContainer, stream: av.AudioStream) -> t
 def _frames(
     container: av.container.InputContainer, stream: av.AudioStream
 ) -> Iterator[tuple[av.AudioFrame, np.ndarray]]:
-    """Frames in order, with their samples as float32 [n, channels]; one that differs in layout or rate ends it."""
+    """Frames in order, with their samples as float32 [n, channels].
+
+    Raises:
+        DataError: a frame differs from those before in rate or channels.
+    """
     import av
 
     floats = av.AudioResampler(format='fltp')  # only the sample format; rate and channels stay
+    rate, channels = stream.codec_context.sample_rate, None
     for frame in container.decode(stream):
         for converted in floats.resample(frame):
-            yield frame, converted.to_ndarray().T
+            samples = converted.to_ndarray().T
+            channels = channels or samples.shape[1]
+            if (frame.sample_rate, samples.shape[1]) != (rate, channels):
+                raise DataError(f'the sound changes its rate or its channels midway. {_NEXT}')
+            yield frame, samples
 
 
 def _cut(samples: np.ndarray, rate: int, window: _Window) -> _Read:

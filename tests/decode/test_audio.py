@@ -58,10 +58,15 @@ def decoded(data: bytes, place: float = 0.0, **options) -> np.ndarray:
     return decoder.decode(data, np.float32([place])[: decoder.draws], None)
 
 
+class Clips(dict):
+    def __repr__(self) -> str:
+        return 'clips'  # in the message of a failure
+
+
 @pytest.fixture(scope='module')
-def clips() -> dict[str, bytes]:
+def clips() -> Clips:
     samples = noise(48_000 * 4)
-    return {kind: stored(samples, 48_000, kind) for kind in ('WAV', 'FLAC', 'OGG', 'MP3', 'AIFF', 'M4A', 'WEBM')}
+    return Clips({kind: stored(samples, 48_000, kind) for kind in ('WAV', 'FLAC', 'OGG', 'MP3', 'AIFF', 'M4A', 'WEBM')})
 
 
 @settings(deadline=None, max_examples=30)
@@ -306,15 +311,14 @@ def test_a_header_that_announces_days_of_sound_costs_no_memory():
             decoded(bytes(data), 0.5, seconds=seconds)
 
 
-def test_a_playlist_opens_nothing(tmp_path):
-    (tmp_path / 'secret.wav').write_bytes(stored(noise(16_000), 16_000, 'WAV'))
-    lists = [
-        f'ffconcat version 1.0\nfile {tmp_path}/secret.wav\n',
-        f'#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile://{tmp_path}/secret.wav\n#EXT-X-ENDLIST\n',
-    ]
-    for text in lists:
-        with pytest.raises(DataError):
-            decoded(text.encode())
+def test_a_list_of_files_opens_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('secret.wav').write_bytes(stored(noise(16_000), 16_000, 'WAV'))
+    data = b'ffconcat version 1.0\nfile secret.wav\n'
+    with av.open(io.BytesIO(data)) as container:  # FFmpeg does, unless it is told not to
+        assert container.streams
+    with pytest.raises(DataError, match='FFmpeg says'):
+        decoded(data)
 
 
 def test_threads_and_copies_decode_the_same(clips):
