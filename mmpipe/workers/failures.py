@@ -5,38 +5,45 @@ from __future__ import annotations
 import contextlib
 import pickle
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mmpipe.errors import MmpipeError, WorkerError
 from mmpipe.workers.worker import Failure
 
+Keys = Callable[[Any], Sequence[Any]]
+"""A request to the keys of its rows."""
+
 SHOWN = 4
 """Rows of a batch that a message names."""
 
 
-def place(request: Any, number: int, sample: int = -1) -> str:
+def place(request: Any, number: int, sample: int = -1, *, keys: Keys | None = None) -> str:
     """Words for a batch, or for one sample of it.
 
     Args:
         request: what was submitted; its `keys`, `positions`, `epoch` and `number` are used where it has them.
         number: how many were submitted before it.
         sample: which sample of it; -1 for all.
+        keys: tells the keys of its rows.
 
-    >>> request = {'positions': [7, 3, 9, 4, 1], 'epoch': 2}
-    >>> place(request, 12)
-    'batch 12 of epoch 2 (5 rows: 7, 3, 9, 4, ...)'
-    >>> place({'keys': ['a', 'b'], 'number': 3}, 0, sample=1)
-    "sample 1 of batch 3 (row 'b')"
+    >>> place({'positions': [7, 3, 9, 4, 1]}, 12)
+    'batch 12 (5 rows: 7, 3, 9, 4, ...)'
+    >>> place({'keys': ['a', 'b'], 'number': 3, 'epoch': 2}, 0, sample=1)
+    "sample 1 of batch 3 of epoch 2 (row 'b')"
+    >>> place({'positions': [1], 'epoch': 2}, 12, keys=lambda request: [f'k{row}' for row in request['positions']])
+    "a batch of epoch 2 (1 row: 'k1')"
     """
 
     def part(name: str) -> Any:
         return request.get(name) if isinstance(request, Mapping) else getattr(request, name, None)
 
-    batch = f'batch {number if part("number") is None else part("number")}'
-    if part('epoch') is not None:
-        batch += f' of epoch {part("epoch")}'
-    rows = part('keys')
+    epoch, own = part('epoch'), part('number')
+    # How many were submitted before says nothing about its number in an epoch.
+    batch = f'batch {own}' if own is not None else f'batch {number}' if epoch is None else 'a batch'
+    if epoch is not None:
+        batch += f' of epoch {epoch}'
+    rows = part('keys') if keys is None else keys(request)
     if rows is None:
         rows = part('positions')
     rows = [] if rows is None else rows.tolist() if hasattr(rows, 'tolist') else list(rows)

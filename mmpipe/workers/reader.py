@@ -19,7 +19,7 @@ import numpy as np
 
 from mmpipe.errors import ConfigError, MmpipeError, WorkerError
 from mmpipe.workers import worker as work
-from mmpipe.workers.failures import died, not_loaded, place, raised
+from mmpipe.workers.failures import Keys, died, not_loaded, place, raised
 from mmpipe.workers.parcel import Parcel, unpack
 from mmpipe.workers.slots import PAGE_BYTES, Memory, mapped
 from mmpipe.workers.start import how_to_run_the_script, start
@@ -76,6 +76,7 @@ class ProcessReader:
         depth: requests that are worked on or wait for `next` at a time, of which each has a slot; more of them wait for
             their turn. All that are submitted when None.
         pool: bytes of results that the caller can keep before further ones are copied out of shared memory.
+        keys: tells the keys of a request's rows, for errors; its own `keys` or else `positions` are named when None.
         pin: called with the memory of each new slot, uint8 `[size]`, such as to lock its pages for CUDA; what it
             returns is called before that memory goes.
 
@@ -102,11 +103,12 @@ class ProcessReader:
         processes: int,
         depth: int | None = None,
         pool: int = 1 << 30,
+        keys: Keys | None = None,
         pin: Callable[[np.ndarray], Callable[[], object]] | None = None,
     ) -> None:
         if processes < 1 or (depth is not None and depth < 1):
             raise ConfigError(f'processes={processes}, depth={depth}: a reader needs at least one of each.')
-        self.depth, self.pool, self._pin = depth, pool, pin
+        self.depth, self.pool, self._keys, self._pin = depth, pool, keys, pin
         self.made_s = 0.0
         first = _first_message(task)
         self._error: MmpipeError | None = None
@@ -176,7 +178,7 @@ class ProcessReader:
         try:
             if reply.failure is not None:
                 worker.free.append(slot)
-                raise raised(reply.failure, place(request, number, reply.failure.sample))
+                raise raised(reply.failure, place(request, number, reply.failure.sample, keys=self._keys))
             self.made_s = reply.seconds
             return self._result(worker, slot, reply.parcel)
         finally:
@@ -283,10 +285,15 @@ class ProcessReader:
         if worker.notes is not None:
             at, sample = np.frombuffer(os.pread(worker.notes, 16, 0), np.int64).tolist()
             crash = os.pread(worker.notes, CRASH_BYTES, PAGE_BYTES).strip(b'\0').decode(errors='replace')
-            doing = 'loaded its functions' if at == work.NOT_LOADED else 'waited for work'
-            if worker.requests:
-                number, request, _ = worker.requests[0]
-                doing = f'made {place(request, number, sample if at == number else -1)}'
+            number, request, _ = worker.requests[0] if worker.requests else (None, None, 0)
+            if at == work.NOT_LOADED:
+                doing = 'loaded its functions'
+            elif number is None:
+                doing = 'had nothing to do'
+            elif at == number:
+                doing = f'made {place(request, number, sample, keys=self._keys)}'
+            else:
+                doing = f'was between batches, with {place(request, number, keys=self._keys)} next'
         process = worker.process
         raise self._end(died(name=process.name, pid=process.pid, code=process.exitcode, doing=doing, crash=crash))
 
