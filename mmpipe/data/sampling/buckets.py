@@ -120,7 +120,8 @@ class Buckets:
         """Where the steps from sample `start` on are cut: int64 `[steps, world_size + 1]`.
 
         In step s, rank r takes `sequence[cuts[s, r]:cuts[s, r + 1]]`; `cuts[s, -1]` samples are done after it. With
-        `budget`, a last step with fewer batches than ranks divides them further, so that no rank is without rows.
+        `budget`, a last step with fewer batches than ranks divides them further, so that no rank is without rows
+        where there is one for each.
 
         Args:
             rows: as for `sequence`.
@@ -257,7 +258,9 @@ def _steps(ends: np.ndarray, world_size: int) -> np.ndarray:
     full, left = divmod(count, world_size)
     cuts = ends[np.arange(full)[:, None] * world_size + np.arange(world_size + 1)]
     if left:
-        ranks = np.full(left, world_size // left) + (np.arange(left) < world_size % left)
+        rows, ranks = np.diff(ends[-1 - left :]), np.ones(left, dtype=np.int64)
+        for _ in range(world_size - left):  # each further one helps with the batch that has most rows per rank
+            ranks[np.argmax(rows / ranks)] += 1
         last = [ends[-1 - left : -left]]
         for a, b, parts in zip(ends[-1 - left : -1], ends[-left:], ranks, strict=True):
             last.append(a + (b - a) * np.arange(1, parts + 1) // parts)
