@@ -19,7 +19,7 @@ all average over the pixels that they scale down.
 
 `first_batch_s`                       from making the loader to its first batch, on 100,000 rows, in a new process
 `order_overhead`                      seconds of an epoch over those of its gather alone, less 1: what order, labels,
-                                      masks, keys and state cost; the higher of both batch sizes
+                                      masks, keys and state cost, of epochs in turn; the higher of both batch sizes
 
 Each loader is a process of its own that stays between rounds, with OMP_NUM_THREADS=1. It is tried with its settings
 first, and takes part with the fastest. The first two epochs are compared with what was stored, byte for byte; of
@@ -43,7 +43,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,8 @@ STREAMING = [name for name, peer in PEERS.items() if peer.streaming]
 ENCODED = ['dali', 'ffcv_photos', 'spdl', 'torchvision']
 LEAST_S = 1.0  # of epochs in a round
 FOREIGN = 0.1  # cores that other processes may take
-ATTEMPTS = 4
+ATTEMPTS = 3
+PATIENCE_S = 20  # Pixeltable's database is stopped, workers are joined
 WANTED = {
     'decoded_b64_over_ffcv': 'at least 1.8',
     'decoded_b256_over_ffcv': 'at least 3',
@@ -133,10 +134,7 @@ class Contest:
 
     def leave(self, name: str) -> None:
         """End a loader's process, and what it started."""
-        process = self.processes.pop(name)
-        with suppress(Failed):
-            process.ask(do='end')
-        process.stop()
+        self.processes.pop(name).stop(patience_s=PATIENCE_S)
 
     def variants(self) -> dict[str, Callable[[], dict[str, tuple[float, str]]]]:
         """What takes turns: each loader with each size of batch, and the other measures."""
@@ -244,6 +242,7 @@ def contest(bench: Bench, env: Path, work: Path, sizes: Sizes, only: Sequence[st
     try:
         for name in contestants:
             found.enter(name, sizes)
+        os.sync()  # what was written is not written on during the rounds
         bench.notes |= found.notes
         bench.notes['chosen'] = {name: dict(each) for name, each in found.chosen.items()}
         bench.compare(found.variants(), repeats=5, warmup=False)

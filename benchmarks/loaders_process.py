@@ -72,8 +72,11 @@ class Process:
             raise Failed(found['error'])
         return found['found']
 
-    def stop(self) -> None:
-        """End it, with all processes that it started."""
+    def stop(self, *, patience_s: float = 0) -> None:
+        """End it, with all processes that it started; it has so long for ending by itself."""
+        with suppress(subprocess.TimeoutExpired, BrokenPipeError):
+            self.process.stdin.close()
+            self.process.wait(patience_s)
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -223,6 +226,7 @@ def main() -> None:
             answer = {'error': f'{type(error).__name__}: {error}'[:400]}
         answers.write(json.dumps(answer) + '\n')
         answers.flush()
+    loader.end()
 
 
 if __name__ == '__main__':
