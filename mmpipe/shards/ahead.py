@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from mmpipe.errors import ShardError
 from mmpipe.shards import transfer
+from mmpipe.shards.ranges import pays
 from mmpipe.shards.transfer import Cancelled, Progress
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class FetchAhead:
     Args:
         snapshot: where the rows lie.
         fields: names of the fields that are read.
+        selection: places of all rows that are read; shards of which these need few are left to `ranges`.
         threads: shards fetched at once.
         ahead_bytes: of shards fetched and not waited for; a quarter of the cache's limit when None.
         told: called with a line about each wait that takes longer than a few seconds; logged when None.
@@ -57,6 +59,7 @@ class FetchAhead:
         snapshot: Snapshot,
         fields: Iterable[str],
         *,
+        selection: np.ndarray | None = None,
         threads: int = THREADS,
         ahead_bytes: int | None = None,
         told: Callable[[str], None] | None = None,
@@ -68,6 +71,8 @@ class FetchAhead:
             return
         from mmpipe.shards.copies import cache_limit
 
+        counts = ((), ()) if selection is None else np.unique(selection[:, 0], return_counts=True)
+        self._counts = dict(zip(*(list(each) for each in counts), strict=True))
         self._limit = cache_limit() // 4 if ahead_bytes is None else ahead_bytes
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix='mmpipe-fetch')
@@ -141,8 +146,10 @@ class FetchAhead:
         found: dict[str, Shard] = {}
         for block in blocks[np.argsort(first)].tolist():
             for name in self._fields:
-                for shard in self._snapshot.shards_of(block, name):
-                    found[shard.path] = shard
+                shards = self._snapshot.shards_of(block, name)
+                few = block in self._counts and pays(self._snapshot.fields[name], shards[0], self._counts[block])
+                if not few or len(shards) > 1:
+                    found.update({shard.path: shard for shard in shards})
         return list(found.values())
 
     def _begin(self, now: list[Shard] | None = None) -> None:

@@ -66,8 +66,8 @@ def fill(snapshot: Snapshot, name: str, places: np.ndarray, out: np.ndarray) -> 
     """
     valid = np.ones(len(places), dtype=bool)
     field = snapshot.fields[name]
+    blocks = snapshot.few(name, places)
     if field.kind == 'tensor' and (field.bytes_per_row or 0) >= ROW_BYTES:
-        blocks: dict[int, BlockColumn] = {}
         for i, (block, row) in enumerate(places.tolist()):
             found = blocks.get(block)
             if found is None:
@@ -78,7 +78,7 @@ def fill(snapshot: Snapshot, name: str, places: np.ndarray, out: np.ndarray) -> 
                 valid[i] = column.valid[at]
         return valid
     for block, where in by_group(places[:, 0]):
-        for column, rows, here in snapshot.column(block, name).groups(places[where, 1]):
+        for column, rows, here in (blocks.get(block) or snapshot.column(block, name)).groups(places[where, 1]):
             out[where[here]] = column.gather(rows)
             if column.valid is not None:
                 valid[where[here]] = column.valid[rows]
@@ -98,8 +98,9 @@ def values(snapshot: Snapshot, name: str, places: np.ndarray) -> tuple[list[Any]
     """
     valid = np.ones(len(places), dtype=bool)
     out: list[Any] = [None] * len(places)
+    blocks = snapshot.few(name, places)
     for block, where in by_group(places[:, 0]):
-        for column, rows, here in snapshot.column(block, name).groups(places[where, 1]):
+        for column, rows, here in (blocks.get(block) or snapshot.column(block, name)).groups(places[where, 1]):
             if column.valid is not None:
                 valid[where[here]] = column.valid[rows]
             for i, value in zip(where[here].tolist(), column.gather(rows), strict=True):

@@ -182,13 +182,7 @@ class ObjectRoot(Root):
 
         return pa.BufferReader(copies.fetch(sha256, size, load, url=self.at(name), progress=progress))
 
-    def read_range(self, name: str, start: int, end: int) -> bytes:
-        """Some bytes of a file, from a start to an end.
-
-        Raises:
-            ShardError: the store cannot be read, or the file ends before.
-            FileNotFoundError: it is not there.
-        """
+    def read_range(self, name: str, start: int, end: int) -> bytes:  # noqa: D102
         return read_range(self._read(name), start, end, url=self.at(name))
 
     def _read(self, name: str) -> Read:

@@ -19,6 +19,7 @@ from mmpipe.shards.column import one_array, pick
 from mmpipe.shards.field import Column, Field
 from mmpipe.shards.gather import BlockColumn, by_group
 from mmpipe.shards.manifest import Manifest, Shard
+from mmpipe.shards.ranges import KEYS, Parts
 from mmpipe.shards.root import Root, root_of
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class Snapshot:
         self._tables: dict[str, pa.Table] = {}
         self._bytes = {shard.path: shard.bytes for shard in manifest.shards}
         self._letting_go = threading.Lock()
+        self._parts = Parts(root, manifest.splits) if root.remote else None
         self._columns: dict[tuple[int, str], BlockColumn] = {}
         self._files: dict[tuple[int, str], Shard] = {}
         self._patches: dict[tuple[int, str], Shard] = {}
@@ -164,7 +166,33 @@ class Snapshot:
 
     def unpatched(self, block: int, name: str) -> pa.ChunkedArray:
         """A column of a block as its whole shard holds it, masked rows and system columns (`Rows.system`) included."""
-        return self._table(self._files[block, _anchor(name)])[name]
+        shard = self._files[block, _anchor(name)]
+        if self._parts is not None and name in KEYS and (keys := self._parts.keys(shard)) is not None:
+            return keys[name]
+        return self._table(shard)[name]
+
+    def bring_keys(self, blocks: np.ndarray, name: str) -> None:
+        """Read a system column of some blocks of an object store, without the rest of their shards where that is less.
+
+        Raises:
+            ShardError: a shard is missing or damaged, or the store cannot be read.
+        """
+        if self._parts is not None and name in KEYS:
+            self._parts.bring_keys(self._files[block, '_key'] for block in np.unique(blocks).tolist())
+
+    def few(self, name: str, places: np.ndarray) -> dict[int, BlockColumn]:
+        """Those blocks of an object store of which few rows are read: their rows, without the rest of the shards.
+
+        Args:
+            name: field name.
+            places: int64 `[n, 2]` of block and row.
+        """
+        if self._parts is None:
+            return {}
+        shards = {block: self.shards_of(block, name) for block in np.unique(places[:, 0]).tolist()}
+        alone = {block: found[0] for block, found in shards.items()
+                 if len(found) == 1 and found[0].path not in self._tables}  # fmt: skip
+        return self._parts.few(self.fields[name], alone, places)
 
     def patch(self, block: int, name: str) -> tuple[np.ndarray, pa.Array] | None:
         """The rows of a block whose values lie in a patch of that column, in rising order, and the values."""
@@ -295,6 +323,7 @@ class Rows:
     def system(self, name: str) -> np.ndarray:
         """One of the columns mmpipe keeps beside the fields: `_key`, `_hash`, `_split`, `_rowid`, `_digest.<field>`."""
         out = np.empty(len(self), dtype=np.uint64 if name == '_hash' else object)
+        self.snapshot.bring_keys(self.places[:, 0], name)
         for block, where in by_group(self.places[:, 0]):
             chosen = self.snapshot.stored(block, name).take(pa.array(self.places[where, 1]))
             out[where] = chosen.to_numpy(zero_copy_only=False)
@@ -304,6 +333,7 @@ class Rows:
         """Mask of the rows whose system column `name` holds one of `values`: bool `[n]`."""
         out = np.zeros(len(self), dtype=bool)
         wanted = pa.array(values, type=pa.large_string())
+        self.snapshot.bring_keys(self.places[:, 0], name)
         for block, where in by_group(self.places[:, 0]):
             chosen = self.snapshot.stored(block, name).take(pa.array(self.places[where, 1]))
             out[where] = pc.is_in(chosen.cast(pa.large_string()), value_set=wanted).to_numpy(zero_copy_only=False)

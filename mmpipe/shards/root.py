@@ -162,6 +162,15 @@ class Root(ABC):
             ShardError: it is missing or damaged.
         """
 
+    def read_range(self, name: str, start: int, end: int) -> bytes:
+        """Some bytes of a file of an object store, from a start to an end.
+
+        Raises:
+            ShardError: the store cannot be read, or the file ends before.
+            FileNotFoundError: it is not there.
+        """
+        raise NotImplementedError  # what is mapped needs no ranges
+
     @abstractmethod
     def digest(self, name: str) -> str:
         """SHA-256 of a file as it lies in the root now.
