@@ -24,6 +24,7 @@ _TAPS = 32
 # Enough for every codec to be itself again after a seek: Opus wants 0.08 s, AAC one frame of 0.02-0.05 s.
 _PREROLL = 0.5  # seconds
 _BLOCK = 1 << 16  # samples handed over at once; the whole of a long clip in one frame is three times slower
+_AT_ONCE = 1 << 22  # samples of each channel read at once
 _UNKNOWN = 1 << 60  # libsndfile's count for a stream without one is above this
 # A damaged header must not make a terabyte of samples.
 _LARGEST_RATIO = 256
@@ -124,13 +125,16 @@ class AudioDecoder:
         length = math.ceil(window.kept * self.rate / window.rate) if self.shape is None else self.shape[0]
         if out is None:
             out = np.empty((length,) if self.channels == 1 else (length, self.channels), np.float32)
+        most = min(length, math.ceil(window.kept * self.rate / window.rate))
         for channel in range(self.channels):
-            filled = out if out.ndim == 1 else out[:, channel]
-            made = resample(mixed[:, channel], window.rate, self.rate)
-            made = made[window.before * self.rate // window.rate :]
-            made = made[: min(length, math.ceil(window.kept * self.rate / window.rate))]
-            filled[: len(made)] = made
-            filled[len(made) :] = 0
+            filled, count = out if out.ndim == 1 else out[:, channel], 0
+            skipped = window.before * self.rate // window.rate
+            for made in resampled(mixed[:, channel], window.rate, self.rate):
+                kept = made[skipped : skipped + most - count]
+                skipped = max(0, skipped - len(made))
+                filled[count : count + len(kept)] = kept
+                count += len(kept)
+            filled[count:] = 0
         return out
 
 
@@ -211,20 +215,25 @@ def _by_libsndfile(file: soundfile.SoundFile, window: _Window) -> _Read:
     last = total if whole or needed is None else min(total, start + needed + margin)
     if first:
         file.seek(first)
-    blocks, count = [], 0
-    while count < last - first:
+    if last - first <= _AT_ONCE:
+        # Into memory that has room in front for the margin: fresh memory costs more than the samples do.
+        ahead = max(0, margin - start)
+        samples = np.empty((ahead + last - first, file.channels), np.float32)
+        samples[:ahead] = 0
+        count = len(file.read(out=samples[ahead:])) if last > first else 0
+        samples = samples[: ahead + count]
+    else:
         # In blocks, since a damaged header may announce more samples than memory holds.
-        block = file.read(min(1 << 18, last - first - count), dtype='float32', always_2d=True)
-        if not len(block):
-            break
-        blocks.append(block)
-        count += len(block)
+        ahead, count, blocks = 0, 0, []
+        while len(block := file.read(min(_AT_ONCE, last - first - count), dtype='float32', always_2d=True)):
+            blocks.append(block)
+            count += len(block)
+        samples = np.concatenate(blocks) if blocks else np.zeros((0, file.channels), np.float32)
     if known and count < last - first:
         raise DataError(f'the sound ends after {first + count:,} of {total:,} samples. {_NEXT}')
-    samples = np.concatenate(blocks) if blocks else np.zeros((0, file.channels), np.float32)
-    if whole:
+    if not known:
         return _cut(samples, rate, window)
-    return _framed(samples, rate, first, start, window)
+    return _framed(samples, rate, first - ahead, start, window)
 
 
 def _by_ffmpeg(data: bytes, window: _Window, first_said: str) -> _Read:
@@ -286,7 +295,7 @@ def _jumped(container: av.container.InputContainer, stream: av.AudioStream, wind
     # The announced length may be a little long (its last frame is partly padding) or a plain guess (MP3 without index).
     if not count or first + count < min(last, total) - margin:
         return None
-    return _framed(np.concatenate(blocks), rate, first, start, window)
+    return _framed(blocks[0] if len(blocks) == 1 else np.concatenate(blocks), rate, first, start, window)
 
 
 def _joined(container: av.container.InputContainer, stream: av.AudioStream) -> tuple[np.ndarray, int]:
@@ -335,11 +344,11 @@ def _cut(samples: np.ndarray, rate: int, window: _Window) -> _Read:
 def _framed(samples: np.ndarray, rate: int, first: int, start: int, window: _Window) -> _Read:
     """With silence where the margin in front reaches over the clip's beginning, so that it has one length always."""
     margin, needed = window.margin(rate), window.needed(rate)
-    if not len(samples):
-        raise DataError(f'the sound holds no samples. {_NEXT}')
     kept = len(samples) - (start - first)
     if needed is not None:
         kept = min(kept, needed)
+    if kept <= 0:
+        raise DataError(f'the sound holds no samples. {_NEXT}')
     missing = margin - (start - first)
     if missing:
         samples = np.concatenate([np.zeros((missing, samples.shape[1]), np.float32), samples])
@@ -367,25 +376,26 @@ def mix(samples: np.ndarray, channels: int) -> np.ndarray:
     )
 
 
-def resample(samples: np.ndarray, stored: int, rate: int) -> np.ndarray:
-    """Convert the rate of one channel: float32 [n] to [about n * rate / stored], the first sample at the same time.
+def resampled(samples: np.ndarray, stored: int, rate: int) -> Iterator[np.ndarray]:
+    """Convert the rate of one channel, float32 [n], piece by piece: the first sample is at the same time.
 
-    >>> resample(np.zeros(44_100, np.float32), 44_100, 16_000).shape
-    (16000,)
+    >>> sum(len(made) for made in resampled(np.zeros(44_100, np.float32), 44_100, 16_000))
+    16000
     """
     if stored == rate or not len(samples):
-        return samples
+        yield samples
+        return
     import av
 
     converter = av.AudioResampler(format='fltp', layout='mono', rate=rate)
-    made: list[np.ndarray] = []
-    for first in range(0, len(samples), _BLOCK):
-        block = np.ascontiguousarray(samples[None, first : first + _BLOCK], np.float32)
-        frame = av.AudioFrame.from_ndarray(block, format='fltp', layout='mono')
-        frame.sample_rate = stored
-        made += [converted.to_ndarray()[0] for converted in converter.resample(frame)]
-    made += [converted.to_ndarray()[0] for converted in converter.resample(None)]
-    return np.concatenate(made)
+    for first in range(0, len(samples) + _BLOCK, _BLOCK):
+        frame = None  # at the end
+        if first < len(samples):
+            block = np.ascontiguousarray(samples[None, first : first + _BLOCK], np.float32)
+            frame = av.AudioFrame.from_ndarray(block, format='fltp', layout='mono')
+            frame.sample_rate = stored
+        for converted in converter.resample(frame):
+            yield np.frombuffer(memoryview(converted.planes[0]), np.float32)[: converted.samples]
 
 
 def _check_rate(stored: int, window: _Window) -> None:

@@ -53,6 +53,10 @@ def stored(samples: np.ndarray, rate: int, kind: str = 'FLAC', subtype: str | No
     return file.getvalue()
 
 
+def resampled(samples: np.ndarray, before: int, after: int) -> np.ndarray:
+    return np.concatenate(list(sound.resampled(samples, before, after)))
+
+
 def decoded(data: bytes, place: float = 0.0, **options) -> np.ndarray:
     decoder = audio(**options)
     return decoder.decode(data, np.float32([place])[: decoder.draws], None)
@@ -141,7 +145,7 @@ def test_resampling_errs_less_and_aliases_less_than_torchaudio(pair):
         if share > 1 and after > before:
             continue
         tone = np.sin(2 * np.pi * half * share * t).astype(np.float32)
-        ours = sound.resample(tone, before, after)
+        ours = resampled(tone, before, after)
         theirs = torchaudio.functional.resample(torch.from_numpy(tone), before, after).numpy()
         assert len(ours) == len(theirs)
         assert error(ours, half * share, share < 1) < min(bound, error(theirs, half * share, share < 1))
@@ -152,7 +156,7 @@ def test_long_clips_are_resampled_block_by_block_without_seams():
     theirs = torchaudio.functional.resample(
         torch.from_numpy(samples), 44_100, 16_000, lowpass_filter_width=64, rolloff=0.945
     ).numpy()
-    ours = sound.resample(samples, 44_100, 16_000)
+    ours = resampled(samples, 44_100, 16_000)
     assert np.abs(ours - theirs)[100:-100].max() < 1e-3
 
 
