@@ -43,7 +43,13 @@ def test_the_store_side_imports_no_torch() -> None:
 
 
 def test_the_formats_import_neither_side() -> None:
-    assert modules_after('import mmpipe.shards, mmpipe.runs, mmpipe.leaks') & {'torch', 'pixeltable'} == set()
+    assert (
+        modules_after(
+            'import mmpipe.shards, mmpipe.runs, mmpipe.leaks, mmpipe.workers, mmpipe.decode, mmpipe.data.batch'
+        )
+        & {'torch', 'pixeltable'}
+        == set()
+    )
 
 
 def test_showing_help_imports_neither_side() -> None:

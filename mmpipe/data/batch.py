@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mmpipe.data.order import uniform
+from mmpipe.data.order import sample_hashes, uniform
 from mmpipe.decode import Decoder
 from mmpipe.errors import ConfigError, DataError
 from mmpipe.shards import Rows
@@ -39,12 +39,14 @@ class Request:
         positions: int64 `[B]` in the rows.
         epoch: from 0; random numbers of decoders differ between epochs.
         padded: how many of the last positions only fill the batch; all of their values count as missing.
+        repeats: int64 `[B]`, how often each row came before in the epoch; None where none comes twice.
         keys: of the rows, where somebody may have to name one of them without being able to make the batch.
     """
 
     positions: np.ndarray
     epoch: int = 0
     padded: int = 0
+    repeats: np.ndarray | None = None
     keys: Sequence[str] | None = None
 
 
@@ -100,6 +102,23 @@ class BatchTask:
                     f'Leave it out; decoders are for fields of encoded files.'
                 )
 
+    def only(self, fields: Iterable[str], *, rows: Rows | None = None) -> BatchTask:
+        """The same for some of the fields.
+
+        Args:
+            fields: names; of others than are read, nothing is made.
+            rows: others of the same fields; the same when None.
+        """
+        names = set(fields)
+        return BatchTask(
+            self.rows if rows is None else rows,
+            [name for name in self.fields if name in names],
+            decode={name: each for name, each in self.decode.items() if name in names},
+            host={name: each for name, each in self.host.items() if name in names},
+            seed=self.seed,
+            on_error=self.on_error,
+        )
+
     def __call__(self, request: Request, allocate: Allocate = np.empty) -> dict[str, Any]:
         """One batch in the layout above.
 
@@ -145,7 +164,7 @@ class BatchTask:
     ) -> Any:  # fmt: skip
         """What the decoder makes of stored values: one array where all have one shape, else a list of arrays."""
         decoder = self.decode[name]
-        hashes = self.rows.hashes[request.positions]
+        hashes = sample_hashes(self.rows.hashes[request.positions], request.repeats)
         draws = np.empty((len(stored), decoder.draws), dtype=np.float32)
         for stream in range(decoder.draws):
             draws[:, stream] = uniform(hashes, self.seed, request.epoch, STREAM + stream)

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from torch import distributed
 
-from mmpipe.data.order import rank_slice
-from mmpipe.data.sampling import Cutting, Sampling
+from mmpipe.data.order import rank_slice, repeats_of
+from mmpipe.data.sampling import Cutting, Sampling, sequence_digest
 from mmpipe.errors import ConfigError
 
 
@@ -33,11 +33,13 @@ class Step:
         positions: int64 `[B]` in the rows; empty when there are fewer rows than ranks.
         padded: how many of the last of them only fill the batch.
         consumed: samples of the epoch's sequence that are done after this step, on all ranks together.
+        repeats: int64 `[B]`, how often each of them came before in the epoch; None where none comes twice.
     """
 
     positions: np.ndarray
     padded: int
     consumed: int
+    repeats: np.ndarray | None = None
 
 
 class EpochBatches:
@@ -93,6 +95,8 @@ class EpochBatches:
         self.seed = seed
         self.drop_last, self.pad_last = drop_last, pad_last
         self._kept: tuple[int, np.ndarray] | None = None
+        self._digest: tuple[int, str] | None = None
+        self._cuts: tuple[tuple[int, int], np.ndarray] | None = None
 
     @property
     def global_batch(self) -> int:
@@ -125,7 +129,7 @@ class EpochBatches:
     def count(self, epoch: int) -> int:
         """Steps in an epoch; where the sampling cuts them, epochs can differ."""
         if isinstance(self.sampling, Cutting):
-            return len(self.sampling.cuts(self.rows, seed=self.seed, epoch=epoch, world_size=world()[1]))
+            return len(self._whole_cuts(self.sampling, epoch))
         return math.ceil(self.end / self.global_batch)
 
     def sequence(self, epoch: int) -> np.ndarray:
@@ -133,6 +137,18 @@ class EpochBatches:
         if self._kept is None or self._kept[0] != epoch:
             self._kept = epoch, self.sampling.sequence(self.rows, seed=self.seed, epoch=epoch)
         return self._kept[1]
+
+    def digest(self, epoch: int) -> str:
+        """Of the keys of an epoch in their order: a state made in the middle of it fits no other."""
+        if self._digest is None or self._digest[0] != epoch:
+            self._digest = epoch, sequence_digest(self.rows, self.sequence(epoch))
+        return self._digest[1]
+
+    def _whole_cuts(self, sampling: Cutting, epoch: int) -> np.ndarray:
+        what = epoch, world()[1]
+        if self._cuts is None or self._cuts[0] != what:
+            self._cuts = what, sampling.cuts(self.rows, seed=self.seed, epoch=epoch, world_size=what[1])
+        return self._cuts[1]
 
     def steps(self, epoch: int, start: int = 0) -> Iterator[Step]:
         """The steps of this rank.
@@ -143,10 +159,14 @@ class EpochBatches:
         """
         rank, world_size = world()
         sequence, size = self.sequence(epoch), self.global_batch
+        repeats = repeats_of(sequence)
         if isinstance(self.sampling, Cutting):
-            cuts = self.sampling.cuts(self.rows, seed=self.seed, epoch=epoch, start=start, world_size=world_size)
+            cuts = self._whole_cuts(self.sampling, epoch)
+            if start:
+                cuts = self.sampling.cuts(self.rows, seed=self.seed, epoch=epoch, start=start, world_size=world_size)
             for bounds in cuts.tolist():
-                yield Step(sequence[bounds[rank] : bounds[rank + 1]], 0, bounds[-1])
+                part = slice(bounds[rank], bounds[rank + 1])
+                yield Step(sequence[part], 0, bounds[-1], None if repeats is None else repeats[part])
             return
         for at in range(start, self.end, size):
             stop = min(at + size, self.end)
@@ -155,7 +175,9 @@ class EpochBatches:
                 fillers = size - (stop - at)
                 step = np.concatenate([step, np.resize(sequence, fillers)])
             mine = rank_slice(len(step), rank, world_size)
-            yield Step(step[mine], max(0, min(mine.stop - (len(step) - fillers), mine.stop - mine.start)), stop)
+            padded = max(0, min(mine.stop - (len(step) - fillers), mine.stop - mine.start))
+            again = None if repeats is None else np.concatenate([repeats[at:stop], np.zeros(fillers, np.int64)])[mine]
+            yield Step(step[mine], padded, stop, again)
 
 
 def world() -> tuple[int, int]:

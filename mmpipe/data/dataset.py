@@ -83,13 +83,12 @@ class ShardDataset(Dataset):
 
     def fresh(self, fields: Iterable[str]) -> ShardDataset:
         """The same at epoch 0, with some of its fields."""
-        names = set(fields)
-        task = self.task
+        task = self.task.only(fields)
         return ShardDataset(
             self.rows,
-            fields=[name for name in self.fields if name in names],
-            decode={name: each for name, each in task.decode.items() if name in names},
-            host_transforms={name: each for name, each in task.host.items() if name in names},
+            fields=task.fields,
+            decode=task.decode,
+            host_transforms=task.host,
             seed=task.seed,
             on_error=task.on_error,
         )

@@ -31,7 +31,9 @@ from mmpipe.data.depth import Depth
 from mmpipe.data.device import Transfer, resolve, to_device
 from mmpipe.data.fetching import Fetching
 from mmpipe.data.leases import Leases
+from mmpipe.data.order import sample_hashes
 from mmpipe.data.sampling import Sampled, Sampling, Sequential, Shuffle
+from mmpipe.data.seen import SeenRows
 from mmpipe.data.threads import Reader, ThreadReader
 from mmpipe.data.transforms.calling import Steps
 from mmpipe.decode import Decoder
@@ -166,6 +168,11 @@ class DataLoader:
         return self.dataset.rows
 
     @property
+    def seen(self) -> SeenRows:
+        """The rows as a model sees them: decoded and transformed, less what is random. What is fitted, is on these."""
+        return SeenRows(self.rows, self.dataset.task, self.transforms)
+
+    @property
     def fields(self) -> list[str]:
         """Names of the fields it reads."""
         return self.dataset.fields
@@ -226,7 +233,7 @@ class DataLoader:
                     if reader is self._processes:
                         fetching.wait(step.positions)  # else the threads do
                     keys = self.rows.keys[step.positions].tolist() if reader is self._processes else None
-                    reader.submit(Request(step.positions, epoch=epoch, padded=step.padded, keys=keys))
+                    reader.submit(Request(step.positions, epoch, step.padded, step.repeats, keys))
                     given.append(step)
                 if not given:
                     return
@@ -263,7 +270,8 @@ class DataLoader:
 
     def _transformed(self, batch: dict[str, Any], step: Step, epoch: int) -> dict[str, Any]:
         if self.transforms:
-            draw = _transforms.Draw(self.rows.hashes[step.positions], self.batches.seed, epoch)
+            hashes = sample_hashes(self.rows.hashes[step.positions], step.repeats)
+            draw = _transforms.Draw(hashes, self.batches.seed, epoch)
             allocate = self.pool if self.device.type == 'cpu' else None
             batch = _transforms.apply_all(self.transforms, batch, draw, allocate=allocate)
         return batch
@@ -279,7 +287,8 @@ class DataLoader:
         >>> loader.set_epoch(3); loader.state_dict()['epoch']
         3
         """
-        self.load_state_dict({**self.state_dict(), 'epoch': epoch, 'consumed': 0})
+        self._epoch, self._resume_at = epoch, 0
+        self._position = (epoch, 0)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the newest pass stands, as JSON: after the batches it has yielded so far.
@@ -297,6 +306,7 @@ class DataLoader:
             'sampling': self.batches.sampling.identity(),
             'rows': len(self.rows),
             'digest': self.digest,
+            'order': self.batches.digest(epoch) if consumed else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -316,13 +326,20 @@ class DataLoader:
                     f'(snapshot {self.rows.snapshot.id}). Open the snapshot it was made on, with the same seed.'
                 )
         epoch, consumed = int(state['epoch']), int(state['consumed'])
+        if consumed and state['order'] != self.batches.digest(epoch):
+            raise DataError(
+                f'The state stands in the middle of epoch {epoch}, whose order is another one now: '
+                f'{type(self.batches.sampling).__name__} goes by where rows are stored, or is not a function of seed '
+                f'and epoch. Open the snapshot it was made on (not its compaction), or begin the epoch anew with '
+                f'set_epoch({epoch}).'
+            )
         if consumed >= self.batches.end:
             epoch, consumed = epoch + 1, 0
         self._epoch, self._resume_at = epoch, consumed
         self._position = (epoch, consumed)
 
     def fresh(self, *, fields: Iterable[str] | None = None) -> DataLoader:
-        """A loader of the same settings at epoch 0, which shares no state with this one.
+        """A loader of the same settings at epoch 0, which goes its own way. The two lend memory from one pool.
 
         Args:
             fields: read only these (and run only their transforms); as this one when None.
@@ -335,7 +352,7 @@ class DataLoader:
         wanted = set(self.fields if fields is None else fields)
         other.dataset = self.dataset.fresh([name for name in self.fields if name in wanted])
         other.transforms = _transforms.select(self.transforms, other.dataset.fields)
-        other.failed = {}
+        other.batches, other.failed = copy.copy(self.batches), {}
         other._epoch, other._resume_at, other._position, other._processes = 0, 0, (0, 0), None
         return other
 

@@ -159,3 +159,39 @@ def rank_slice(count: int, rank: int, world_size: int) -> slice:
     size, more = divmod(count, world_size)
     start = rank * size + min(rank, more)
     return slice(start, start + size + (rank < more))
+
+
+def repeats_of(sequence: np.ndarray) -> np.ndarray | None:
+    """How many times each position came before in a sequence, so that a sample drawn again is augmented anew.
+
+    Args:
+        sequence: int64 positions.
+
+    Returns:
+        int64 of the same length; None where no position comes twice.
+
+    >>> repeats_of(np.array([4, 7, 4, 4])), repeats_of(np.array([4, 7]))
+    (array([0, 0, 1, 2]), None)
+    """
+    by_position = np.argsort(sequence, kind='stable')
+    found = sequence[by_position]
+    first = np.ones(len(found), dtype=bool)
+    first[1:] = found[1:] != found[:-1]
+    if first.all():
+        return None
+    places = np.arange(len(found))
+    out = np.empty(len(found), dtype=np.int64)
+    out[by_position] = places - np.maximum.accumulate(np.where(first, places, 0))
+    return out
+
+
+def sample_hashes(hashes: np.ndarray, repeats: np.ndarray | None) -> np.ndarray:
+    """What the random numbers of samples are drawn from: hashes of keys, others where a key comes again in an epoch.
+
+    >>> hashes = np.array([5, 5], dtype=np.uint64)
+    >>> sample_hashes(hashes, np.array([0, 1]))[0], sample_hashes(hashes, None).tolist()
+    (np.uint64(5), [5, 5])
+    """
+    if repeats is None:
+        return hashes
+    return np.where(repeats > 0, splitmix64(hashes + splitmix64(repeats.astype(np.uint64))), hashes)

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from mmpipe.data.seen import SeenRows, present_chunks
 from mmpipe.errors import ConfigError, DataError, ModelError
 from mmpipe.models.fusion import make_fusion
 from mmpipe.models.heads import RegressionHead, make_head
-from mmpipe.models.standardize import present_chunks
 from mmpipe.shards import Rows
 
 if TYPE_CHECKING:
@@ -102,8 +102,11 @@ class MultitaskModel(nn.Module):
         self.heads = nn.ModuleDict({slot(task.name): make_head(task, width) for task in tasks})
         self.frozen: tuple[str, ...] = ()
 
-    def fit_buffers(self, rows: Rows) -> None:
+    def fit_buffers(self, rows: Rows | SeenRows) -> None:
         """Let every encoder and head that has not been fitted yet fit its buffers on the training rows.
+
+        Args:
+            rows: as they are stored; or `DataLoader.seen`, where a loader decodes or transforms them.
 
         Raises:
             DataError: a field that cannot be fitted on; the message names it.

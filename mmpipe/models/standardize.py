@@ -6,7 +6,7 @@ They are part of a model's `state_dict`, so a checkpoint, a continued run and a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -14,35 +14,9 @@ import torch
 from torch import nn
 
 from mmpipe.errors import DataError
-from mmpipe.shards import Rows
 
 Chunks = Iterable[np.ndarray]
 """Present values of one field, a few thousand rows at a time: arrays `[n, ...]`."""
-
-
-def present_chunks(rows: Rows, field: str, *, size: int = 4096) -> Iterator[np.ndarray]:
-    """The values of a field that are there, in chunks, so that a field need not fit into memory.
-
-    Args:
-        rows: the training rows.
-        field: its name. Ragged values of a chunk are joined along their first dimension.
-        size: rows per chunk.
-
-    Yields:
-        Arrays `[n, *shape]`, n at most `size` (ragged: the sum of the lengths).
-
-    >>> from mmpipe.data.collate import example_rows
-    >>> list(present_chunks(example_rows(), 'price'))
-    [array([1.5], dtype=float32)]
-    """
-    for start in range(0, len(rows), size):
-        values, valid = rows.read(field, np.arange(start, min(start + size, len(rows))))
-        if isinstance(values, list):
-            kept = [value for value, present in zip(values, valid, strict=True) if present]
-            if kept:
-                yield np.concatenate(kept)
-        else:
-            yield values[valid]
 
 
 def moments(chunks: Chunks) -> tuple[np.ndarray, np.ndarray, int]:

@@ -213,7 +213,9 @@ class Loop:
         if self.config.progress is not None:
             note = getattr(self.config.progress, 'note', None)
             if note is not None and seconds:
-                note(f'{100 * self.loader.waited_s / seconds:.0f} % waiting for data')
+                # The host runs ahead of an accelerator, and may wait for data while that still computes.
+                most = '' if self.device.type == 'cpu' else 'at most '
+                note(f'{most}{100 * self.loader.waited_s / seconds:.0f} % waiting for data')
             done = epoch * self.loader.batches.end + self.loader.state_dict()['consumed']
             self.config.progress('train', done, self._samples(), 'rows')
         if self.step % self.config.log_every == 0:

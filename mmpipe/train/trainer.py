@@ -196,7 +196,7 @@ class Trainer:
                 if lineage is not None and lineage['kind'] == 'continue':
                     _carry_weights(model, open_run(lineage['path']), lineage['new_tasks'])
                 if hasattr(model, 'fit_buffers'):
-                    model.fit_buffers(train.rows)  # type: ignore[operator]
+                    model.fit_buffers(train.seen)  # type: ignore[operator]
             same_on_all(model, parameters=True)
             if run is None:
                 run = self._start(name, description, reason, val, lineage)

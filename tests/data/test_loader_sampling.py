@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from shop_snapshot import FIELDS, shop_block
 
-from mmpipe.data import DataLoader, sampling
+from mmpipe.data import DataLoader, sampling, transforms
 from mmpipe.data import batches as module
 from mmpipe.errors import ConfigError, DataError
 from mmpipe.models import MultitaskModel, encoders
 from mmpipe.runs import open_run
-from mmpipe.shards import Snapshot, write_snapshot
+from mmpipe.shards import Block, Field, Snapshot, compact, open_snapshot, write_block, write_snapshot
 from mmpipe.shards.collect import collect
+from mmpipe.shards.writer import commit
 from mmpipe.train import Trainer, classification
 
 
@@ -127,3 +128,48 @@ def test_a_training_resumed_in_the_middle_of_such_epochs_ends_as_one_that_was_no
         for snapshot in sources.values():  # a run names it, so it stays
             collect(snapshot.root, keep=1, runs=tmp_path / 'whole', grace_s=0)
             assert np.all(snapshot.rows().system('_split') != '')
+
+
+def test_a_state_in_the_middle_of_an_order_that_storage_decides_is_refused_after_compaction(tmp_path):
+    field = Field(name='x', kind='scalar', dtype='float32')
+    shards = [
+        write_block(tmp_path, [field], Block(keys=[f'{i}/{n}' for n in range(20)], columns={'x': [0.0] * 20}), index=i)
+        for i in range(8)
+    ]
+    none = np.zeros((0, 2), dtype=np.int64)
+    commit(tmp_path, [field], shards, dropped=none, splits={'': 160}, source={'table': 'a'})
+
+    def loader():
+        rows = open_snapshot(tmp_path).rows()
+        return DataLoader(rows, sampler=sampling.BlockShuffle(window=2), batch_size=16, device='cpu')
+
+    first = loader()
+    for _, _ in zip(range(5), first, strict=False):
+        pass
+    state = first.state_dict()
+    loader().load_state_dict(state)
+    compact(tmp_path)
+    with pytest.raises(DataError, match=r'whose order is another one now: BlockShuffle .* set_epoch\(0\)'):
+        loader().load_state_dict(state)
+    loader().load_state_dict({**state, 'consumed': 0, 'order': None})
+
+
+def test_a_row_that_comes_again_in_an_epoch_is_augmented_anew(sources):
+    rows = sources['web'].rows().take(range(4))
+    loader = DataLoader(
+        rows, sampler=sampling.Weighted(np.ones(4), samples=40), batch_size=7, device='cpu', fields=['photo'],
+        transforms={'photo': transforms.image(crop=8, random=True)},
+    )  # fmt: skip
+    seen: dict[str, list] = {}
+    for batch in loader:
+        for key, image, there in zip(batch['_key'], batch['photo'], batch['_mask']['photo'], strict=True):
+            if there:
+                seen.setdefault(key, []).append(image)
+    assert len(seen) > 1
+    for images in seen.values():
+        assert len(images) == 10
+        assert len({image.numpy().tobytes() for image in images}) > 5
+    loader.set_epoch(0)
+    again = [image for batch in loader for image in batch['photo']]
+    loader.set_epoch(0)
+    assert all(np.array_equal(a, b) for a, b in zip(again, (i for b in loader for i in b['photo']), strict=True))

@@ -95,7 +95,8 @@ def test_two_ranks_with_a_tenth_of_damaged_rows(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('world', [2, 4])
 @pytest.mark.parametrize(('share', 'options', 'fillers'), [
-    (0.01, {'global_batch_size': 9}, 0), (0.3, {'batch_size': 5}, 0), (0.3, {'global_batch_size': 16, 'pad_last': True}, 11),
+    (0.01, {'global_batch_size': 9}, 0), (0.3, {'batch_size': 5}, 0),
+    (0.3, {'global_batch_size': 16, 'pad_last': True}, 11),
 ])  # fmt: skip
 def test_ranks_of_any_number_and_share_of_damaged_rows(tmp_path, world, share, options, fillers):
     found, bad = ranks(tmp_path, world, share, options)

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmpipe.errors import DataError
-from mmpipe.models.standardize import Standardize, moments, present_chunks
+from mmpipe.data.seen import present_chunks
+from mmpipe.models.standardize import Standardize, moments
 
 
 @given(st.lists(st.integers(0, 6), max_size=6), st.integers(0, 2**32 - 1), st.sampled_from([0.0, 1e4]))

@@ -37,7 +37,8 @@ def standardise(rows: Rows, fields: Iterable[str] | None = None) -> dict[str, St
     tensor([0., 2.])
     """
     # Imported here: the encoders, which lie beside it, import the transforms.
-    from mmpipe.models.standardize import moments, present_chunks
+    from mmpipe.data.seen import present_chunks
+    from mmpipe.models.standardize import moments
 
     if fields is None:
         fields = [name for name, field in rows.fields.items() if field.kind == 'scalar' and field.dtype[:5] == 'float']
