@@ -1,4 +1,7 @@
-"""JPEG images decoded on a CUDA device by nvJPEG, whole."""
+"""JPEG images decoded on a CUDA device by nvJPEG, whole.
+
+Not run on a device so far; its test is marked `gpu`.
+"""
 
 from __future__ import annotations
 

@@ -29,6 +29,8 @@ SHRINKS = (8, 4, 2)  # of 1/8, 2/8, ... 16/8, those that Pillow offers, too
 # Scaled chroma of the last rows depends on rows below them, by one or two.
 _MARGIN = 8
 _SMALLEST = 64  # pixels: below it, simplejpeg's choice of a scale by the size it should give has more than one answer
+# What libjpeg says of rows that it has decoded all the same, as it does for Pillow: the first also of every cut copy.
+_WARNINGS = ('extraneous bytes before marker', 'bad Huffman code', 'premature end of data segment', 'instead of RST')
 _FRAMES = range(0xC0, 0xD0)
 _OTHER_TABLES = (0xC4, 0xC8, 0xCC)  # in the range of frames by number only
 _BASELINE, _EXTENDED, _PROGRESSIVE = 0xC0, 0xC1, 0xC2
@@ -132,7 +134,7 @@ def part(data: bytes, head: Header, box: Box, shrink: int = 1, *, using: str | N
     else:
         rows = head.height
     library = _simplejpeg() if using in (None, 'simplejpeg') else None
-    pixels = None if library is None else _by_simplejpeg(library, cut, head.width, rows, shrink)
+    pixels = None if library is None else _by_simplejpeg(library, cut, head._replace(height=rows), shrink)
     if pixels is not None:
         return pixels[box.top : box.top + box.height, box.left : box.left + box.width]
     return _by_pillow(cut, head.width, rows, box, shrink)
@@ -150,20 +152,23 @@ def shrink_for(head: Header, box: Box, size: int) -> int:
     return next((shrink for shrink in SHRINKS if min(box.width, box.height) // shrink >= size), 1)
 
 
-def _by_simplejpeg(
-    library: ModuleType, data: bytes | bytearray, width: int, height: int, shrink: int
-) -> np.ndarray | None:
+def _by_simplejpeg(library: ModuleType, data: bytes | bytearray, head: Header, shrink: int) -> np.ndarray | None:
     """The decoded rows; None when it refuses them, and Pillow shall say why, or do it."""
-    small = -(-height // shrink), -(-width // shrink)
+    small = -(-head.height // shrink), -(-head.width // shrink)
+    place = memory(small[0] * small[1] * 3)
     try:
-        # What libjpeg only warns of, it has gone on with, like Pillow; and a cut copy always has bytes left over.
-        pixels = library.decode_jpeg(
-            data, 'rgb', buffer=memory(small[0] * small[1] * 3), strict=False,
+        found = library.decode_jpeg(
+            data, 'rgb', buffer=place,
             min_height=small[0] if shrink > 1 else 0, min_width=small[1] if shrink > 1 else 0,
         )  # fmt: skip
-    except ValueError:
-        return None
-    return pixels if pixels.shape == (*small, 3) else None
+    except ValueError as error:
+        # With strict=False it would take an error after a warning for a warning, and rows stay undecoded.
+        if not head.height_at or not any(warning in str(error) for warning in _WARNINGS):
+            return None
+    else:
+        if found.shape != (*small, 3):
+            return None
+    return place.reshape(*small, 3)
 
 
 def _by_pillow(data: bytes | bytearray, width: int, height: int, box: Box, shrink: int) -> np.ndarray:
