@@ -65,7 +65,8 @@ from loaders_process import Failed, Process, busy_s  # noqa: E402
 PEERS = {**loaders_mmpipe.PEERS, **loaders_decoded.PEERS, **loaders_encoded.PEERS}
 STREAMING = [name for name, peer in PEERS.items() if peer.streaming]
 ENCODED = ['dali', 'ffcv_photos', 'spdl', 'torchvision']
-LEAST_S = 1.0  # of epochs in a round
+# Seconds of epochs in a round. DALI has two batches ready when a round starts, which is a twentieth of so many photos.
+LEAST_S, PHOTOS_S = 1.0, 3.0
 FOREIGN = 0.1  # cores that other processes may take
 ATTEMPTS = 3
 PATIENCE_S = 20  # Pixeltable's database is stopped, workers are joined
@@ -98,7 +99,6 @@ class Contest:
 
     def __init__(self, bench: Bench, python: Path, work: Path, *, quick: bool) -> None:
         self.bench, self.python, self.work, self.quick = bench, python, work, quick
-        self.least_s = 0.01 if quick else LEAST_S
         self.processes: dict[str, Process] = {}
         self.chosen: dict[str, dict[int, Setting]] = {}
         self.notes: dict[str, Any] = {'skipped': {}, 'tried': {}, 'crops': {}, 'disturbed': {}, 'prepare_s': {}}
@@ -127,7 +127,7 @@ class Contest:
             checked = process.ask(do='check', batch=batch, setting=setting)
             if checked:
                 self.notes['crops'][label] = checked
-            timed = process.ask(do='time', batch=batch, setting=setting, least_s=self.least_s / 2)
+            timed = process.ask(do='time', batch=batch, setting=setting, least_s=self._seconds(name) / 3)
             self.notes['tried'][label] = round(timed['rate'], 1)
             rates[number] = timed['rate']
         return peer.settings[max(rates, key=rates.__getitem__)]
@@ -150,7 +150,7 @@ class Contest:
 
     def _timed(self, name: str, batch: int, setting: Setting) -> dict[str, tuple[float, str]]:
         def turn() -> dict[str, tuple[float, str]]:
-            found = self.processes[name].ask(do='time', batch=batch, setting=setting, least_s=self.least_s)
+            found = self.processes[name].ask(do='time', batch=batch, setting=setting, least_s=self._seconds(name))
             return {f'{name}_b{batch}': (found['rate'], 'images/s')}
 
         return self._undisturbed(name, turn)
@@ -167,7 +167,13 @@ class Contest:
         return turn() if loaders_mmpipe.MEASURES[name].fresh else self._undisturbed(name, turn)
 
     def _run(self, name: str) -> dict[str, Any]:
-        return self.processes[name].ask(do='run', least_s=self.least_s)
+        return self.processes[name].ask(do='run', least_s=self._seconds(name))
+
+    def _seconds(self, name: str) -> float:
+        """Of epochs in a round."""
+        if self.quick:
+            return 0.01
+        return LEAST_S if name not in PEERS or PEERS[name].data == 'decoded' else PHOTOS_S
 
     def _undisturbed(self, name: str, turn: Callable[[], dict[str, tuple[float, str]]]) -> dict[str, tuple[float, str]]:
         """A turn during which nothing else took a share of a core; the last of some, if there is always something."""
