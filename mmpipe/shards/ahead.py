@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from mmpipe.errors import ShardError
 from mmpipe.shards import transfer
-from mmpipe.shards.ranges import pays
+from mmpipe.shards.parts import pays
 from mmpipe.shards.transfer import Cancelled, Progress
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class FetchAhead:
     Args:
         snapshot: where the rows lie.
         fields: names of the fields that are read.
-        selection: places of all rows that are read; shards of which these need few are left to `ranges`.
+        selection: places of all rows that are read; shards of which these need few are left to `parts`.
         threads: shards fetched at once.
         ahead_bytes: of shards fetched and not waited for; a quarter of the cache's limit when None.
         told: called with a line about each wait that takes longer than a few seconds; logged when None.

@@ -11,7 +11,7 @@ shared. Numbers stay, some 50 bytes each: they are found by listing them, a thou
 let a slow writer take it again.
 
 Files go up whole, before anything refers to them. They are read whole (`mmpipe.shards.copies`); of keys and of few rows
-only their bytes (`mmpipe.shards.ranges`). What is written is kept as a copy too, since the next snapshot reads keys and
+only their bytes (`mmpipe.shards.parts`). What is written is kept as a copy too, since the next snapshot reads keys and
 digests there.
 """
 

@@ -6,21 +6,22 @@ import threading
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mmpipe.errors import DataError, ShardError
+from mmpipe.errors import ConfigError, DataError, ShardError
 from mmpipe.shards import gather
 from mmpipe.shards import manifest as manifests
 from mmpipe.shards.column import one_array, pick
 from mmpipe.shards.field import Column, Field
 from mmpipe.shards.gather import BlockColumn, by_group
 from mmpipe.shards.manifest import Manifest, Shard
-from mmpipe.shards.ranges import KEYS, Parts
+from mmpipe.shards.parts import KEYS, Parts
 from mmpipe.shards.root import Root, root_of
+from mmpipe.stores import what
 
 if TYPE_CHECKING:
     from mmpipe.shards.history import SnapshotDiff
@@ -29,18 +30,24 @@ MAPPED_FILES = 256  # copies of remote shards that a snapshot holds at most, eac
 KEPT_BYTES = 64 << 20  # of a small field, for all rows of a selection
 
 
-def open_snapshot(root: str | Path | Root, id: str | None = None) -> Snapshot:
+def open_snapshot(
+    root: str | Path | Root, id: str | None = None, *, verify: Literal['first use'] | None = None
+) -> Snapshot:
     """Open a training snapshot. Needs no database: only the shards are read.
 
     Args:
         root: the directory or URL given to `mm.snapshot`. Of an object store only the manifest is read here; a shard
             is fetched when something in it is read first, and kept in the project's `.mmpipe/cache/shards`.
         id: snapshot id; the latest when None.
+        verify: 'first use' to compare each shard of a directory with its digest when this process reads something in it
+            first: some 0.05 s per 64 MB shard that is in memory, as long as reading it where it is not. Sizes are
+            compared at once in any case, and what is fetched from an object store is always compared.
 
     Returns:
         The snapshot; it can be pickled, and maps its files on first use in whichever process that is.
 
     Raises:
+        ConfigError: another `verify`.
         ShardError: no snapshot there, damaged files, or a store that cannot be read.
         MissingExtraError: the package that speaks to the store is not installed.
 
@@ -56,7 +63,13 @@ def open_snapshot(root: str | Path | Root, id: str | None = None) -> Snapshot:
     mmpipe.errors.ShardError: no snapshot in 'nowhere'. Write one with mm.snapshot(...) or `mmpipe snapshot PIPELINE`.
     """
     root = root_of(root)
-    return Snapshot(root, manifests.load(root, id))
+    if verify not in (None, 'first use'):
+        raise ConfigError(f"open_snapshot(verify={verify!r}): 'first use', or leave it out and call Snapshot.verify().")
+    return Snapshot(root, manifests.load(root, id), verify=verify)
+
+
+def _reopened(root: str, id: str, verify: Literal['first use'] | None) -> Snapshot:
+    return open_snapshot(root, id, verify=verify)
 
 
 class Snapshot:
@@ -65,6 +78,7 @@ class Snapshot:
     Args:
         root: where the shards are.
         manifest: what `mmpipe.shards.manifest.load` read there.
+        verify: as in `open_snapshot`.
 
     Attributes:
         root: directory or URL of the shards.
@@ -75,8 +89,10 @@ class Snapshot:
             first; the newest versions known to hold what it holds, and empty for rows that came from no table.
     """
 
-    def __init__(self, root: Root, manifest: Manifest) -> None:
+    def __init__(self, root: Root, manifest: Manifest, *, verify: Literal['first use'] | None = None) -> None:
         self.place = root
+        self._verify = verify
+        self._verified: set[str] = set()
         self.root = root.text
         self.manifest = manifest
         self.id = manifest.id
@@ -97,7 +113,7 @@ class Snapshot:
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_snapshot, (self.place.absolute(), self.id)
+        return _reopened, (self.place.absolute(), self.id, self._verify)
 
     def __len__(self) -> int:
         return len(self._live)
@@ -124,12 +140,35 @@ class Snapshot:
         Raises:
             ShardError: it is missing or damaged.
         """
-        return self.place.mapped(shard.path, size=shard.bytes, sha256=shard.sha256)
+        if self._verify is not None and not self.place.remote and shard.path not in self._verified:
+            self._check(shard)
+            self._verified.add(shard.path)
+        try:
+            return self.place.mapped(shard.path, size=shard.bytes, sha256=shard.sha256)
+        except FileNotFoundError:
+            raise self._damaged(shard, 'is missing') from None
+
+    def _damaged(self, shard: Shard, how: str) -> ShardError:
+        return ShardError(
+            f"shard '{self.place.at(shard.path)}' of snapshot {self.id} {how}. Restore it, or write the snapshot again "
+            f'into a new root.'
+        )
+
+    def _check(self, shard: Shard) -> None:
+        try:
+            found = self.place.digest(shard.path)
+        except FileNotFoundError:
+            raise self._damaged(shard, 'is missing') from None
+        if found != shard.sha256:
+            raise self._damaged(shard, 'does not match its digest')
 
     def _table(self, shard: Shard) -> pa.Table:
         table = self._tables.get(shard.path)
         if table is None:
-            table = self._tables[shard.path] = pa.ipc.open_file(self.mapped(shard)).read_all()
+            try:
+                table = self._tables[shard.path] = pa.ipc.open_file(self.mapped(shard)).read_all()
+            except (pa.ArrowException, OSError) as error:
+                raise self._damaged(shard, f'cannot be read ({what(error)})') from error
             if self.place.remote:
                 self._let_go()
         return table
@@ -267,15 +306,7 @@ class Snapshot:
             ShardError: a shard's bytes changed since it was written.
         """
         for shard in self.manifest.shards:
-            try:
-                found = self.place.digest(shard.path)
-            except FileNotFoundError:
-                found = 'missing'
-            if found != shard.sha256:
-                raise ShardError(
-                    f"shard '{self.place.at(shard.path)}' of snapshot {self.id} does not match its digest. "
-                    f'Restore it, or write the snapshot again into a new root.'
-                )
+            self._check(shard)
 
 
 class Rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import pickle
 import random
 import re
 import signal
@@ -23,6 +24,7 @@ from object_roots import get, put
 from mmpipe.errors import ConfigError, ShardError
 from mmpipe.shards import Block, Field, commit, copies, open_snapshot, transfer, write_block
 from mmpipe.shards.objects import ObjectRoot
+from mmpipe.shards.root import LocalRoot
 
 PHOTO = Field(name='photo', kind='tensor', dtype='uint8', shape=(1000,))
 
@@ -451,3 +453,53 @@ def test_threads_are_all_told_of_a_failure():
     with ThreadPoolExecutor(4) as pool:
         assert len(list(pool.map(fetch, range(4)))) == 4
     assert kept() == set()
+
+
+@pytest.mark.parametrize(
+    'seeds', [range(12), pytest.param(range(12, 100), marks=pytest.mark.hardening)], ids=['some', 'all']
+)
+def test_a_damaged_shard_of_a_directory_is_always_named(seeds, tmp_path):
+    snapshot = write(tmp_path, blocks=4, rows=6)
+    for seed in seeds:
+        draw = random.Random(seed)
+        shard = draw.choice(snapshot.manifest.shards)
+        file = tmp_path / shard.path
+        data = file.read_bytes()
+        wrong = damaged(draw, data)
+        late = pickle.loads(pickle.dumps(open_snapshot(tmp_path, verify='first use')))  # opened before it happens
+        if wrong is None:
+            file.unlink()
+        else:
+            file.write_bytes(wrong)
+        for opened in (lambda late=late: late, lambda: open_snapshot(tmp_path, verify='first use')):
+            with pytest.raises(ShardError, match=re.escape(str(file))):
+                opened().rows().read('photo')
+        if wrong is None or len(wrong) != len(data):  # which is found without a look at every byte
+            with pytest.raises(ShardError, match=re.escape(str(file))):
+                open_snapshot(tmp_path)
+        file.write_bytes(data)
+        assert len(late.rows().read('photo')[0]) == 24
+
+
+def test_a_shard_that_is_no_arrow_file_is_named_also_without_a_look_at_every_byte(tmp_path):
+    snapshot = write(tmp_path, blocks=1)
+    file = tmp_path / snapshot.manifest.shards[0].path
+    file.write_bytes(bytes(file.stat().st_size))
+    with pytest.raises(ShardError, match=rf"shard '{re.escape(str(file))}' of snapshot .* cannot be read"):
+        open_snapshot(tmp_path).rows().read('photo')
+
+
+def test_each_shard_is_compared_once_and_only_when_it_is_read(tmp_path, monkeypatch):
+    snapshot = write(tmp_path, blocks=3)
+    looked, digest = [], LocalRoot.digest
+    monkeypatch.setattr(LocalRoot, 'digest', lambda self, name: looked.append(name) or digest(self, name))
+    rows = open_snapshot(tmp_path, verify='first use').rows()
+    assert looked == []
+    for _ in range(2):
+        rows.read('photo', [50, 41])
+        rows.snapshot.forget()
+    assert looked == [snapshot.manifest.shards[1].path]
+    open_snapshot(tmp_path).rows().read('photo')
+    assert len(looked) == 1
+    with pytest.raises(ConfigError, match=r"verify='always'\): 'first use'"):
+        open_snapshot(tmp_path, verify='always')

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from object_roots import get, put
 
 from mmpipe.errors import ShardError
-from mmpipe.shards import Block, Field, commit, copies, open_snapshot, ranges, write_block, write_snapshot
+from mmpipe.shards import Block, Field, commit, copies, open_snapshot, parts, ranges, write_block, write_snapshot
 from mmpipe.shards.ahead import FetchAhead
 from mmpipe.shards.column import ColumnWriter
-from mmpipe.shards.field import content_digest
+from mmpipe.shards.field import Column, content_digest
 
 WORDS = ('cat', 'dog', 'eel')
 FIELDS = [
@@ -81,7 +81,8 @@ def fetched():
 @pytest.fixture
 def small(monkeypatch):
     """Shards of some kilobytes are large, and what is read of them is little."""
-    for name, value in (('SMALLEST', 0), ('GAP', 16), ('HEAD', 64), ('TAIL', 32)):
+    monkeypatch.setattr(parts, 'SMALLEST', 0)
+    for name, value in (('GAP', 16), ('HEAD', 64), ('TAIL', 32)):
         monkeypatch.setattr(ranges, name, value)
 
 
@@ -104,8 +105,8 @@ def test_few_rows_of_any_field_are_those_of_the_whole_shard(seed, rows, nulls, g
         whole = ranges.Ranges(lambda start, end: data[start:end], len(data), url='memory://x')
         for field in draw.sample(FIELDS, 4):
             chosen = np.unique(np.array(draw.choices(range(rows), k=draw.randrange(1, 6)), dtype=np.int64))
-            column = ranges.few_rows(part, field, chosen)
-            expected = ranges.Column(field, whole.column(field.name))
+            column = parts.few_rows(part, field, chosen)
+            expected = Column(field, whole.column(field.name))
             shuffled = draw.sample(chosen.tolist(), len(chosen))
             ((found, at, here),) = column.groups(np.array(shuffled, dtype=np.int64))
             assert here.tolist() == list(range(len(shuffled)))
