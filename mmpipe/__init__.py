@@ -56,7 +56,7 @@ _WHERE: dict[str, str | None] = {
     'transforms': 'mmpipe.data',
     'sampling': 'mmpipe.data',
     'decode': None,
-    'doctor': 'mmpipe.data.doctor',
+    'doctor': 'mmpipe.diagnosis',
     'encoders': 'mmpipe.models',
     'MultitaskModel': 'mmpipe.models',
     'BareModel': 'mmpipe.models',
@@ -82,7 +82,7 @@ if TYPE_CHECKING:
     from mmpipe.data import sampling as sampling
     from mmpipe.data import transforms as transforms
     from mmpipe.data.collate import collate as collate
-    from mmpipe.data.doctor import doctor as doctor
+    from mmpipe.diagnosis import doctor as doctor
     from mmpipe.errors import MmpipeError as MmpipeError
     from mmpipe.fingerprints import Fingerprint as Fingerprint
     from mmpipe.fingerprints import fingerprint as fingerprint

@@ -324,7 +324,7 @@ def doctor(
     """Measure what training waits for: reading, decoding, transforms or the model; and try what would help."""
 
     def run() -> tuple[Any, str]:
-        from mmpipe.data.doctor import doctor_training
+        from mmpipe.diagnosis import doctor_training
         from mmpipe.pipeline import find_pipeline
         from mmpipe.shards import open_snapshot
 

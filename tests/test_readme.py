@@ -58,12 +58,13 @@ def command(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict]:
 def test_the_story_runs_as_it_stands_in_the_readme(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line.partition('#')[0].strip() for line in README.splitlines() if re.match(r'mmpipe \w+ shop', line)]
     said = {line.split()[1]: command(line, capsys) for line in lines}
-    assert list(said) == ['plan', 'apply', 'ingest', 'snapshot', 'train', 'status']
+    assert list(said) == ['plan', 'apply', 'ingest', 'snapshot', 'train', 'doctor', 'status']
     assert {name: status for name, (status, _) in said.items() if status} == {'plan': PENDING}
     assert [table['inserted'] for table in said['ingest'][1]['tables']] == [24]
     assert said['ingest'][1]['computed']['products.photo_vector'] == 24
     assert said['snapshot'][1]['rows'] == said['snapshot'][1]['inserted'] == 24
     assert set(said['train'][1]['metrics']) == {'category', 'price'}
+    assert said['doctor'][1]['bottleneck']
     assert [run['id'] for run in said['status'][1]['runs']] == ['shop/0001']
     # And once more: nothing is left to do but to train on.
     again = {line.split()[1]: command(line, capsys)[1] for line in lines[:4]}
@@ -88,5 +89,5 @@ def test_the_tree_names_every_file_with_a_phrase() -> None:
             named.add(folders[depth] + name)
     code = {path for pattern in ('mmpipe/**/*.py', 'pipelines/*/*.py', 'examples/*.py', 'benchmarks/*.py')
             for path in ROOT.glob(pattern) if path.name != '__init__.py'}  # fmt: skip
-    others = {'docs/design.md', '.ci/run'}
+    others = {'docs/design.md', 'docs/loading.md', '.ci/run'}
     assert named == {path.relative_to(ROOT).as_posix() for path in code} | others

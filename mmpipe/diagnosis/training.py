@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from mmpipe.data.doctor.examine import doctor
-from mmpipe.data.doctor.report import Diagnosis
-from mmpipe.data.doctor.step import generators_kept
 from mmpipe.data.loader import DataLoader
+from mmpipe.diagnosis.examine import doctor
+from mmpipe.diagnosis.report import Diagnosis
+from mmpipe.diagnosis.step import generators_kept
 from mmpipe.errors import ConfigError
 from mmpipe.shards import Snapshot
 from mmpipe.train.trainer import Trainer

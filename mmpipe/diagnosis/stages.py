@@ -16,8 +16,8 @@ import torch
 from mmpipe.data.batch import BatchTask, Request
 from mmpipe.data.batches import Step
 from mmpipe.data.device import to_device
-from mmpipe.data.doctor.report import Stage
 from mmpipe.data.loader import DataLoader
+from mmpipe.diagnosis.report import Stage
 from mmpipe.errors import ConfigError
 
 PAGE = 4096  # bytes

@@ -17,11 +17,11 @@ from torch import nn
 
 import mmpipe as mm
 from mmpipe.data import DataLoader
-from mmpipe.data.doctor import Advice, Diagnosis, Stage, doctor, doctor_training, examine, trials
-from mmpipe.data.doctor.rates import Machine, batch_seconds, bottleneck
-from mmpipe.data.doctor.stages import Host, host_stages
-from mmpipe.data.doctor.trials import Running, changed
 from mmpipe.data.sampling import Buckets, mixture
+from mmpipe.diagnosis import Advice, Diagnosis, Stage, doctor, doctor_training, examine, trials
+from mmpipe.diagnosis.rates import Machine, batch_seconds, bottleneck
+from mmpipe.diagnosis.stages import Host, host_stages
+from mmpipe.diagnosis.trials import Running, changed
 from mmpipe.errors import ConfigError
 from mmpipe.shards import Block, Field, write_snapshot
 

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from mmpipe.cores import cores
-from mmpipe.data.doctor.advice import Findings, size_of, size_text, to_tell, to_try
-from mmpipe.data.doctor.rates import Machine, batch_seconds, bottleneck, limits, loading_seconds
-from mmpipe.data.doctor.report import GAIN, Advice, Diagnosis, Stage
-from mmpipe.data.doctor.stages import Host, device_stages, held_batches, host_stages, steps_of, with_rates
-from mmpipe.data.doctor.step import TrainingStep, generators_kept
-from mmpipe.data.doctor.trials import TURNS, Running, changed, gain
 from mmpipe.data.leases import memory_bytes
 from mmpipe.data.loader import DataLoader
+from mmpipe.diagnosis.advice import Findings, size_of, size_text, to_tell, to_try
+from mmpipe.diagnosis.rates import Machine, batch_seconds, bottleneck, limits, loading_seconds
+from mmpipe.diagnosis.report import GAIN, Advice, Diagnosis, Stage
+from mmpipe.diagnosis.stages import Host, device_stages, held_batches, host_stages, steps_of, with_rates
+from mmpipe.diagnosis.step import TrainingStep, generators_kept
+from mmpipe.diagnosis.trials import TURNS, Running, changed, gain
 from mmpipe.errors import ConfigError
 from mmpipe.train.evaluate import fields_of, tasks_of
 from mmpipe.train.tasks import Task

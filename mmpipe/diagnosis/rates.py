@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmpipe.data.doctor.report import Stage
+from mmpipe.diagnosis.report import Stage
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ doctor ── stages     read, decode, transform, collate | transfer | device tr
        ── report     what is printed, and its JSON
 """
 
-from mmpipe.data.doctor.examine import doctor
-from mmpipe.data.doctor.report import Advice, Diagnosis, Stage
-from mmpipe.data.doctor.training import doctor_training
+from mmpipe.diagnosis.examine import doctor
+from mmpipe.diagnosis.report import Advice, Diagnosis, Stage
+from mmpipe.diagnosis.training import doctor_training
 
 __all__ = ['Advice', 'Diagnosis', 'Stage', 'doctor', 'doctor_training']

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from mmpipe.data.doctor.rates import Machine, batch_seconds, limits
-from mmpipe.data.doctor.report import GAIN, Advice, Stage
-from mmpipe.data.doctor.stages import Host, per_call
 from mmpipe.data.loader import DataLoader
+from mmpipe.diagnosis.rates import Machine, batch_seconds, limits
+from mmpipe.diagnosis.report import GAIN, Advice, Stage
+from mmpipe.diagnosis.stages import Host, per_call
 
 NEARLY = 0.97  # of the largest gain is enough for fewer workers
 MOST_WORKERS = 16

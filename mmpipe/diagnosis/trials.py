@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from mmpipe.data.doctor.stages import wait_for
 from mmpipe.data.leases import Leases
 from mmpipe.data.loader import DataLoader
+from mmpipe.diagnosis.stages import wait_for
 
 TURNS = 3  # of each loader; 2 where there is little time
 FEWEST = 2  # batches of a turn that count
