@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -105,9 +106,10 @@ class Leases:
     def _drop_free(self, wanted: int) -> None:
         """Slots of other sizes, which nobody has asked for as it seems, give way."""
         for size, free in list(self._free.items()):
-            while size != wanted and free and self.held_bytes + wanted > self.limit_bytes:
-                free.pop()
-                self.held_bytes -= size
+            with suppress(IndexError):  # another thread may take the last one
+                while size != wanted and self.held_bytes + wanted > self.limit_bytes:
+                    free.pop()
+                    self.held_bytes -= size
 
     def _made(self, size: int) -> np.ndarray:
         if self.pinned:
