@@ -36,12 +36,12 @@ def table(record: dict[str, Any]) -> list[str]:
 
     >>> figure = {'median': 2.0, 'q1': 1.9, 'q3': 2.125}
     >>> table({'notes': {'wanted': {'x_over_y': 'at least 1.8'}}, 'figures': {'x_over_y': figure}})
-    ['| `x_over_y` | 2.00 (1.90 to 2.12) | at least 1.8 |']
+    ['| `x_over_y` | 2 (1.9 to 2.12) | at least 1.8 |']
     """
     rows = []
     for name, wanted in record['notes']['wanted'].items():
         figure = record['figures'].get(name)
-        said = 'not measured' if figure is None else '{median:.2f} ({q1:.2f} to {q3:.2f})'.format(**figure)
+        said = 'not measured' if figure is None else '{median:.3g} ({q1:.3g} to {q3:.3g})'.format(**figure)
         rows.append(f'| `{name}` | {said} | {wanted} |')
     return rows
 
