@@ -18,6 +18,8 @@ from mmpipe.store.media import media_refusal
 MAX_PIXELS = (
     178_956_970  # twice PIL.Image.MAX_IMAGE_PIXELS (89,478,485): where PIL itself raises DecompressionBombError
 )
+# Lists of files (`ffconcat`, m3u8) are formats to FFmpeg: they would read others than the one that was found.
+ONLY_THIS_FILE = {'protocol_whitelist': 'none'}
 MAX_DECODED_AUDIO_S = 6 * 3600
 IMAGE_MODES = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'CMYK', 'YCbCr', 'HSV', 'I;16', 'I;16B', 'I;16L', 'I')
 
@@ -84,7 +86,7 @@ def _check_video(path: Path) -> None:
     import av
 
     try:
-        with av.open(str(path)) as container:
+        with path.open('rb') as file, av.open(file, options=ONLY_THIS_FILE) as container:
             if not container.streams.video or container.streams.video[0].codec_context is None:
                 raise BadInputError('holds no video stream: replace it')
             stream = container.streams.video[0]
@@ -130,7 +132,7 @@ def _check_audio(path: Path) -> None:
 
     samples = 0
     try:
-        with av.open(str(path)) as container:
+        with path.open('rb') as file, av.open(file, options=ONLY_THIS_FILE) as container:
             if not container.streams.audio:
                 raise BadInputError('holds no audio stream: replace it')
             stream = container.streams.audio[0]

@@ -114,3 +114,10 @@ def test_what_cannot_be_read_is_named(tmp_path):
 def test_a_clip_without_samples_is_empty_not_an_error(tmp_path):
     path = media.sound(tmp_path / 'a.wav', rate=44100, seconds=0)
     assert read_mono(str(path)).shape == (0,)
+
+
+def test_a_list_that_names_another_file_is_no_sound(tmp_path):
+    soundfile.write(tmp_path / 'secret.wav', np.zeros(8000), 8000)
+    (tmp_path / 'list.m4a').write_text('ffconcat version 1.0\nfile secret.wav\n')
+    with pytest.raises(BadInputError, match='cannot be decoded'):
+        decode(str(tmp_path / 'list.m4a'))

@@ -217,3 +217,16 @@ def test_digest_and_stamp_change_with_the_content(tmp_path):
     path.write_bytes(b'two!')
     assert digest_file(path) != first[0]
     assert stamp(path) != first[1]
+
+
+@pytest.mark.parametrize('kind', ['audio', 'video'])
+@pytest.mark.parametrize('head', ['ffconcat version 1.0\nfile secret.{0}\n', '#EXTM3U\n#EXTINF:1,\nsecret.{0}\n'])
+def test_a_list_that_names_another_file_is_refused_without_opening_it(good, tmp_path, kind, head):
+    name = 'speech.ogg' if kind == 'audio' else next(name for name in GOOD if GOOD[name][0] == 'video')
+    ending = name.rpartition('.')[2]
+    (tmp_path / f'secret.{ending}').write_bytes(good[name][1].read_bytes())
+    check(tmp_path / f'secret.{ending}', kind)
+    path = tmp_path / f'list.{ending}'
+    path.write_text(head.format(ending))
+    with pytest.raises(BadInputError):
+        check(path, kind)
