@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mmpipe.shards.reader import Snapshot
 
 THREADS = 8  # one S3 connection gives some 50-100 MB/s
-HELD_BATCHES = 8  # batches that were waited for, and that may be read still
+FILES = 128  # copies that are held at most, each with a descriptor
 _log = logging.getLogger(__name__)
 
 
@@ -77,8 +77,9 @@ class FetchAhead:
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix='mmpipe-fetch')
         self._wanted: deque[list[Shard]] = deque()  # of batches that were not waited for
-        self._jobs: dict[str, tuple[Shard, Progress, Future[pa.NativeFile]]] = {}
-        self._held: deque[list[pa.NativeFile]] = deque(maxlen=HELD_BATCHES)  # so that no other process removes them
+        self._jobs: dict[str, tuple[Shard, Progress, Future[pa.NativeFile | None]]] = {}
+        # What was waited for and may be read still is held, so that no other process removes it.
+        self._held: dict[str, tuple[Shard, pa.NativeFile | None]] = {}
         self._closed = False
 
     def want(self, places: np.ndarray) -> None:
@@ -109,22 +110,22 @@ class FetchAhead:
                 self._wanted.appendleft(needs)
             self._begin(needs)
             jobs = [self._jobs[shard.path] for shard in needs if shard.path in self._jobs]
-        found = []
+        found = {}
         try:
-            for _, progress, future in jobs:
-                found.append(self._result(progress, future))
+            for shard, progress, future in jobs:
+                found[shard.path] = (shard, self._result(progress, future))
         except (CancelledError, Cancelled):  # closed meanwhile
             return
         finally:
             with self._lock:
                 if needs in self._wanted:
                     self._wanted.remove(needs)
-                self._held.append(found)
+                if not self._closed:
+                    self._hold(found)
                 still = {shard.path for batch in self._wanted for shard in batch}
-                for path in [path for path in self._jobs if path not in still]:
-                    del self._jobs[path]
-                for path in [path for path, (_, _, future) in self._jobs.items() if _failed(future)]:
-                    del self._jobs[path]  # who wants it again tries again
+                for path, (_, _, future) in list(self._jobs.items()):
+                    if path not in still or path in self._held or _failed(future):  # who wants it again tries again
+                        del self._jobs[path]
                 self._begin()
 
     def close(self) -> None:
@@ -152,6 +153,16 @@ class FetchAhead:
                     found.update({shard.path: shard for shard in shards})
         return list(found.values())
 
+    def _hold(self, found: dict[str, tuple[Shard, pa.NativeFile | None]]) -> None:
+        """Hold some copies, and let go of those held longest where there are many."""
+        self._held.update({path: pair for path, pair in found.items() if pair[1] is not None})
+        over = sum(shard.bytes for shard, _ in self._held.values()) - self._limit
+        for path, (shard, _) in list(self._held.items()):
+            if over <= 0 and len(self._held) <= FILES:
+                return
+            del self._held[path]
+            over -= shard.bytes
+
     def _begin(self, now: list[Shard] | None = None) -> None:
         """Begin to fetch what fits, in order, and what is needed now. Held: the lock."""
         if self._closed:
@@ -161,25 +172,29 @@ class FetchAhead:
         ahead = sum(shard.bytes for shard, _, _ in self._jobs.values())
         for number, batch in enumerate(self._wanted):
             for shard in batch:
-                if shard.path not in self._jobs:
+                if shard.path not in self._jobs and shard.path not in self._held:
                     if number and ahead + shard.bytes > self._limit:
                         return
                     ahead += shard.bytes
                     self._fetch(shard)
 
     def _fetch(self, shard: Shard) -> None:
+        if shard.path in self._held:
+            self._held[shard.path] = self._held.pop(shard.path)  # the newest again
+            return
         if shard.path in self._jobs:
             return
         place = self._snapshot.place
         progress = Progress(place.at(shard.path), shard.bytes)
 
-        def fetch() -> pa.NativeFile:
+        def fetch() -> pa.NativeFile | None:
             progress.begin()
-            return place.mapped(shard.path, size=shard.bytes, sha256=shard.sha256, progress=progress)
+            found = place.mapped(shard.path, size=shard.bytes, sha256=shard.sha256, progress=progress)
+            return found if len(self._jobs) <= FILES else None  # of a batch of very many shards not all are held
 
         self._jobs[shard.path] = (shard, progress, self._pool.submit(fetch))
 
-    def _result(self, progress: Progress, future: Future[pa.NativeFile]) -> pa.NativeFile:
+    def _result(self, progress: Progress, future: Future[pa.NativeFile | None]) -> pa.NativeFile | None:
         while True:
             try:
                 return future.result(timeout=transfer.TELL_S)
@@ -195,5 +210,5 @@ class FetchAhead:
                     ) from None
 
 
-def _failed(future: Future[pa.NativeFile]) -> bool:
+def _failed(future: Future[pa.NativeFile | None]) -> bool:
     return future.done() and not future.cancelled() and future.exception() is not None

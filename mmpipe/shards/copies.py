@@ -1,6 +1,7 @@
 """Local copies of remote shards, named by their digests: what is mapped when a snapshot of an object store is read.
 
     home/cache/shards/<2 digits>/<sha256>.arrow     a whole shard, checked before it got this name; never changed
+    home/cache/shards/<2 digits>/<sha256>.keys.arrow  keys of a shard that is not here (`mmpipe.shards.parts`)
     home/cache/shards/<2 digits>/<sha256>.part      one on its way
     home/cache/shards/<2 digits>/<sha256>.lock      held by who fetches it; its length is the space set aside
     home/cache/shards/lock                          held while space is made
@@ -109,6 +110,35 @@ def keep(file: Path, sha256: str) -> None:
     os.replace(file, path)
 
 
+def keep_keys(table: pa.Table, sha256: str) -> None:
+    """Keep the keys of a shard that is not here, for the next process that asks for them."""
+    file = temporary()
+    try:
+        with pa.OSFile(str(file), 'wb') as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        path = _keys_path(sha256)
+        path.parent.mkdir(exist_ok=True)
+        _make_room(os.stat(file).st_size)
+        os.replace(file, path)
+    finally:
+        file.unlink(missing_ok=True)
+
+
+def find_keys(sha256: str) -> pa.Table | None:
+    """Keys that were kept, read into memory; None where there are none that can be read.
+
+    >>> find_keys('0' * 64) is None
+    True
+    """
+    path = _keys_path(sha256)
+    try:
+        data = path.read_bytes()
+        os.utime(path)
+        return pa.ipc.open_file(pa.BufferReader(data)).read_all()
+    except (OSError, pa.ArrowException):
+        return None
+
+
 def fetch(
     sha256: str, size: int, load: Callable[[Progress], Iterable[bytes]], *, url: str, progress: Progress | None = None
 ) -> pa.Buffer:
@@ -135,6 +165,7 @@ def fetch(
                 _wait(path, progress)
             elif not has(sha256, size):  # else another process had it done in between
                 _make_room(size, lock)
+                progress.begin()  # also where another process had some of it, and was killed
                 return _load(path, sha256, size, load(progress), url)
 
 
@@ -173,8 +204,8 @@ def _wait(path: Path, progress: Progress) -> None:
         with suppress(FileNotFoundError):
             found = os.stat(file)
             newest = max(newest, found.st_mtime)
-            if file.suffix == '.part':
-                progress.add(max(0, found.st_size - progress.done))
+            if file.suffix == '.part' and found.st_size > progress.done:
+                progress.add(found.st_size - progress.done)
     still_s = time.time() - newest
     if newest and still_s > 2 * transfer.STALL_S:  # it gives up by itself before, and then this one tries
         raise ShardError(
@@ -278,3 +309,7 @@ def _gone(file: IO[Any]) -> bool:
 
 def _path(sha256: str) -> Path:
     return shard_cache_dir() / sha256[:2] / f'{sha256}.arrow'
+
+
+def _keys_path(sha256: str) -> Path:
+    return _path(sha256).with_suffix('.keys.arrow')

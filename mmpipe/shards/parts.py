@@ -1,8 +1,8 @@
 """Keys and few rows of a remote shard are read without the rest of it.
 
-    schema | metadata, _key _hash _split _rowid, field, _digest.field ... | footer
-    ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^                                    ^^^^^^     keys: two requests at once
-                                                 ^^  ^^                               few rows, and their digests
+    schema, metadata, _key _hash _split _rowid | photo ... | _digest.photo ... | footer
+    ============================================                               ========   keys: two requests at once
+                                                  == ==      = =                          few rows and their digests
 
 Each value is compared with the digest that lies beside it, and each key with its hash. What a shard gives in this way
 is less than a part of it; when more is asked for, it is fetched whole and kept (`mmpipe.shards.copies`).
@@ -64,8 +64,23 @@ class Parts:
         missing = [shard for shard in shards if shard.path not in self._keys and _elsewhere(shard)]
         if missing:
             with ThreadPoolExecutor(min(THREADS, len(missing))) as pool:
-                tables = pool.map(lambda shard: keys(self._ranges(shard), self._splits), missing)
-                self._keys.update(zip([shard.path for shard in missing], tables, strict=True))
+                self._keys.update(
+                    zip([shard.path for shard in missing], pool.map(self._read_keys, missing), strict=True)
+                )
+
+    def _read_keys(self, shard: Shard) -> pa.Table:
+        table = copies.find_keys(shard.sha256)
+        if table is None or not right_keys(table, shard, self._splits):
+            ranges = self._ranges(shard)
+            try:
+                table = pa.table({name: ranges.column(name) for name in KEYS})
+            except (pa.ArrowException, KeyError) as error:
+                raise ranges.damaged() from error
+            if not right_keys(table, shard, self._splits):
+                raise ranges.damaged()
+            table = table.take(pa.array(np.arange(len(table))))  # copied, so that the memory of the shard can go
+            copies.keep_keys(table, shard.sha256)
+        return table
 
     def few(self, field: Field, shards: Mapping[int, Shard], places: np.ndarray) -> dict[int, BlockColumn]:
         """Rows of a field of those blocks of which only few rows were asked for so far.
@@ -184,24 +199,16 @@ def few_rows(ranges: Ranges, field: Field, rows: np.ndarray) -> FewRows:
     return FewRows(column, rows)
 
 
-def keys(ranges: Ranges, splits: Iterable[str]) -> pa.Table:
-    """The columns `KEYS` of a shard, checked against each other and the splits that there are.
-
-    Raises:
-        ShardError: a key that has another hash, or a split that the snapshot has not.
-    """
+def right_keys(table: pa.Table, shard: Shard, splits: Iterable[str]) -> bool:
+    """Whether the columns `KEYS` of a shard fit each other, and the splits that there are."""
     try:
-        table = pa.table({name: ranges.column(name) for name in KEYS})
         table.validate(full=True)
-        hashes = [
-            int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), 'little')
-            for key in table['_key'].to_pylist()
-        ]
-    except (pa.ArrowException, KeyError, UnicodeDecodeError, AttributeError) as error:
-        raise ranges.damaged() from error
-    if hashes != table['_hash'].to_pylist() or not set(table['_split'].unique().to_pylist()) <= {'', *splits}:
-        raise ranges.damaged()
-    return table.take(pa.array(np.arange(len(table))))  # copied, so that the memory of the shard can go
+        keys, hashes, found = (table[name].to_pylist() for name in KEYS)
+        right = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys]
+    except (pa.ArrowException, ValueError, AttributeError, KeyError):
+        return False
+    same = hashes == [int.from_bytes(each, 'little') for each in right]
+    return same and len(keys) == shard.rows and set(found) <= {'', *splits}
 
 
 def _values(column: Column) -> Sequence[Any]:

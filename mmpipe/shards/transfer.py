@@ -50,7 +50,8 @@ class Progress:
         self.cancelled = threading.Event()
 
     def begin(self) -> None:
-        """Time counts from now on."""
+        """Nothing is here, and time counts from now on."""
+        self.done = 0
         self.started = self.moved = time.monotonic()
 
     def add(self, count: int) -> None:

@@ -115,8 +115,10 @@ def test_what_lies_ahead_is_bounded_and_goes_on_with_each_batch(store):
         assert len(state.sent) <= number + 2
         ahead.wait(batch)
     assert len(state.sent) == 6
+    ahead.close()
     state.reset()
     forget()
+    ahead = FetchAhead(snapshot, ['photo'], ahead_bytes=int(size * 2.5))
     ahead.want(places)  # a batch that is larger than the bound is fetched all the same
     ahead.wait(places)
     assert len(state.sent) == 6

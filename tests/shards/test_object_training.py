@@ -49,11 +49,22 @@ def test_a_run_names_the_url_it_was_trained_from_and_goes_on_from_it(url, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize('url', ['s3'], indirect=True)
 def test_worker_processes_load_from_a_store_what_a_directory_gives(url, tmp_path, monkeypatch):
-    monkeypatch.setenv('MMPIPE_HOME', str(tmp_path))  # where spawned processes keep copies
+    monkeypatch.setenv('MMPIPE_HOME', str(tmp_path))  # where worker processes keep copies, and this one too
+    monkeypatch.setattr('mmpipe.shards.copies.shard_cache_dir', lambda: tmp_path / 'cache' / 'shards')
     write(url)
+    for file in tmp_path.glob('cache/shards/*/*'):
+        file.unlink()
     loaded = [
-        [batch['x'] for batch in mm.DataLoader(open_snapshot(root).split('train'), batch_size=8, num_workers=workers)]
-        for root, workers in ((url, 2), (write(tmp_path / 'local').root, 0))
+        [
+            batch['x']
+            for batch in mm.DataLoader(
+                open_snapshot(root).split('train'),
+                batch_size=8,
+                num_workers=workers,
+                host_transforms={'x': np.negative},
+            )
+        ]
+        for root, workers in ((url, 2), (write(tmp_path / 'local').root, 1))
     ]
     assert len(list(tmp_path.glob('cache/shards/*/*'))) == 1
     assert len(loaded[0]) == 4
