@@ -1,6 +1,7 @@
 """Transforms of whole batches on the device, after the transfer.
 
 image               uint8 images and clips: crop, resize, flip, colours, normalise, erase
+jpeg                files of JPEG images decoded on the device
 mixup, cutmix       two rows of a batch into one, with soft targets
 log_mel             waveforms into log-mel spectrograms
 gain, shift         waveforms louder or softer, earlier or later
@@ -20,6 +21,7 @@ from mmpipe.data.transforms.calling import apply, apply_all, check, select
 from mmpipe.data.transforms.constants import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, preprocessing
 from mmpipe.data.transforms.draw import Draw
 from mmpipe.data.transforms.images import ImageTransform, image
+from mmpipe.data.transforms.jpegs import jpeg
 from mmpipe.data.transforms.mixing import cutmix, mixup
 from mmpipe.data.transforms.spectrograms import log_mel, spec_augment
 from mmpipe.data.transforms.tables import standardise
@@ -27,6 +29,7 @@ from mmpipe.data.transforms.waves import gain, shift
 
 __all__ = [
     'image',
+    'jpeg',
     'mixup',
     'cutmix',
     'log_mel',
