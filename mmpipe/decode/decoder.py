@@ -7,7 +7,6 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 
-
 @runtime_checkable
 class Decoder(Protocol):
     """Decodes one stored value at a time; called by several threads at once, and pickled into worker processes.

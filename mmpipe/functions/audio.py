@@ -182,7 +182,7 @@ def _decode_by_ffmpeg(path: str, seconds: float | None, first: Exception) -> tup
 
     try:
         # A list of files (`ffconcat`) is a format to FFmpeg: it may open nothing but this one.
-        with open(path, 'rb') as file, av.open(file, options={'protocol_whitelist': 'none'}) as container:
+        with open(path, 'rb') as file, av.open(file, 'r', options={'protocol_whitelist': 'none'}) as container:
             if not container.streams.audio:
                 raise BadInputError(f'{path} has no audio stream. Put it in a video, image or document column instead.')
             stream = container.streams.audio[0]

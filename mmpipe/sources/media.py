@@ -86,7 +86,7 @@ def _check_video(path: Path) -> None:
     import av
 
     try:
-        with path.open('rb') as file, av.open(file, options=ONLY_THIS_FILE) as container:
+        with path.open('rb') as file, av.open(file, 'r', options=ONLY_THIS_FILE) as container:
             if not container.streams.video or container.streams.video[0].codec_context is None:
                 raise BadInputError('holds no video stream: replace it')
             stream = container.streams.video[0]
@@ -132,7 +132,7 @@ def _check_audio(path: Path) -> None:
 
     samples = 0
     try:
-        with path.open('rb') as file, av.open(file, options=ONLY_THIS_FILE) as container:
+        with path.open('rb') as file, av.open(file, 'r', options=ONLY_THIS_FILE) as container:
             if not container.streams.audio:
                 raise BadInputError('holds no audio stream: replace it')
             stream = container.streams.audio[0]
