@@ -10,7 +10,8 @@ import PIL.ImageOps
 import pixeltable as pxt
 import pixeltable.type_system as ts
 
-from mmpipe.errors import BadInputError, ConfigError
+from mmpipe.decode.image_modes import upright_rgb
+from mmpipe.errors import BadInputError, ConfigError, DataError
 from mmpipe.fingerprints import loads
 from mmpipe.functions import models
 from mmpipe.functions.batching import in_batches
@@ -21,10 +22,6 @@ from mmpipe.functions.types import array_type
 
 WHITE = (255, 255, 255)
 FITS = ('crop', 'pad')
-_ORIENTATION = 0x0112  # EXIF 2.3, tag 274
-_SIXTEEN_BIT = ('I;16', 'I;16L', 'I;16B', 'I;16N')
-_PLAIN = ('1', 'L', 'RGB', 'CMYK', 'YCbCr', 'HSV', 'P', 'RGBX')
-_ALPHA = ('LA', 'PA', 'RGBA', 'La', 'RGBa')
 
 
 @pxt.udf
@@ -134,31 +131,11 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     >>> to_rgb(PIL.Image.new('LA', (1, 1), (0, 0))).getpixel((0, 0))
     (255, 255, 255)
     """
-    name = getattr(image, 'filename', '') or 'an image in memory'
-    if image.getexif().get(_ORIENTATION, 1) != 1:
-        image = PIL.ImageOps.exif_transpose(image)
-    if image.mode in _SIXTEEN_BIT or image.mode == 'I':
-        grey = np.asarray(image).astype(np.int64)
-        if grey.size and (grey.min() < 0 or grey.max() > 65535):
-            raise BadInputError(
-                f'{name} is in mode I with values in [{grey.min()}, {grey.max()}], beyond 16 bits, so what counts as '
-                f'white is unknown. Save it as 8 or 16-bit grey first.'
-            )
-        # Rounded, not truncated, so that 65535 is 255 and x * 257 is x again.
-        return PIL.Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8)).convert('RGB')
-    if image.mode in _ALPHA or (image.mode in _PLAIN and 'transparency' in image.info):
-        if image.mode == 'La':
-            image = image.convert('LA')
-        layer = image.convert('RGBA')
-        flat = PIL.Image.new('RGBA', layer.size, WHITE)
-        flat.alpha_composite(layer)
-        return flat.convert('RGB')
-    if image.mode in _PLAIN:
-        return image if image.mode == 'RGB' else image.convert('RGB')
-    raise BadInputError(
-        f'{name} is in mode {image.mode}, whose value range is unknown, so it cannot become 8-bit RGB. '
-        f'Scale it yourself and save it as 8 or 16-bit before ingesting it.'
-    )
+    try:
+        return upright_rgb(image)
+    except DataError as error:
+        name = getattr(image, 'filename', '') or 'an image in memory'
+        raise BadInputError(f'{name}{str(error).removeprefix("the image")}') from None
 
 
 def square(image: PIL.Image.Image, size: int, fit: str = 'crop') -> PIL.Image.Image:
