@@ -123,7 +123,7 @@ class _Blocks:
         for block in blocks:
             nbytes = sum(self.old.unpatched(block, name).nbytes for name in self.names)
             count = len(self.old.unpatched(block, '_key'))
-            per_row = max(1, nbytes // count)
+            per_row = max(1, nbytes // max(1, count))
             live = self.live[self.live[:, 0] == block, 1]
             start = 0
             while start < count:

@@ -29,6 +29,8 @@ class BlockColumn:
         self._bounds = self.starts.tolist()
         self.patched = patched
         self._patch = None if patched is None else {row: i for i, row in enumerate(patched.tolist())}
+        # Most blocks are one array without a null: their rows need not be looked for.
+        self.whole = columns[0].values if len(columns) == 1 and columns[0].valid is None else None
 
     def find(self, row: int) -> tuple[Column, int]:
         """The array that holds a row, and its place there."""
@@ -72,6 +74,9 @@ def fill(snapshot: Snapshot, name: str, places: np.ndarray, out: np.ndarray) -> 
             found = blocks.get(block)
             if found is None:
                 found = blocks[block] = snapshot.column(block, name)
+            if found.whole is not None:
+                out[i] = found.whole[row]
+                continue
             column, at = found.find(row)
             out[i] = column.values[at]  # type: ignore[index]  # (a null holds zeros)
             if column.valid is not None:

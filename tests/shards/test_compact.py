@@ -120,3 +120,10 @@ def test_the_gc_command_compacts_first(tmp_path, monkeypatch, capsys):
     assert (said['kept'], said['removed'], sizes_of(made)) == ([made.id], [old.id], [6])
     assert len(list((root / 'shards').iterdir())) == 1
     made.verify()
+
+
+def test_a_block_without_rows_goes(tmp_path):
+    old = write(tmp_path, [3, 0, 4])
+    made = compact(tmp_path, block_bytes=100 * ROW)
+    assert held(made) == held(old)
+    assert sizes_of(made) == [7]
