@@ -24,6 +24,7 @@ import mmap
 import os
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -45,8 +46,15 @@ except ImportError:  # Windows: nothing is locked, and a file that is mapped can
 
 LIMIT_VARIABLE = 'MMPIPE_SHARD_CACHE_GB'
 LOOK_S = 0.02  # between two looks at a shard that another process fetches
+SPARE = 20  # where copies have to go, so much more of the limit is made free
+PROCESSES = 16  # that fetch at once on a machine; with more of them the limit is passed a little
+ROOM_S = 10.0
 _log = logging.getLogger(__name__)
 _told: set[Path] = set()
+_room: dict[
+    tuple[Path, str | None], tuple[float, int]
+] = {}  # until when, and how many bytes, this process may add without a look
+_counting = threading.Lock()
 
 
 def cache_limit() -> int:
@@ -245,18 +253,29 @@ def _mapped(path: Path, size: int) -> pa.Buffer | None:
 def _make_room(size: int, lock: IO[Any] | None = None) -> None:
     """Remove the longest unused copies until `size` bytes fit, and set them aside as the length of `lock`."""
     folder = workspace()
+    here = (folder, os.environ.get(LIMIT_VARIABLE))
+    with _counting:
+        until, left = _room.get(here, (0.0, 0))
+        if size <= left and time.monotonic() < until:
+            _room[here] = until, left - size
+            if lock is not None:
+                os.ftruncate(lock.fileno(), size)
+            return
     limit = cache_limit()
     with open(folder / 'lock', 'ab') as one_at_a_time:
         _locked(one_at_a_time, alone=True, wait=True)
-        files = sorted(_kept(folder))
+        files = _kept(folder)
         total = size + sum(taken for _, _, taken in files)
-        for _, path, taken in files:
-            if total <= limit:
-                break
-            if _removed(path):
-                total -= taken
+        if total > limit:
+            for _, name, taken in sorted(files):
+                if total <= limit - limit // SPARE:
+                    break
+                if _removed(Path(name)):
+                    total -= taken
         if lock is not None:
             os.ftruncate(lock.fileno(), size)
+    with _counting:  # looking at ten thousand files takes a while: some of the room is this process's for a while
+        _room[here] = time.monotonic() + ROOM_S, (limit - total) // PROCESSES
     if total > limit and folder not in _told:
         _told.add(folder)
         _log.warning(
@@ -265,15 +284,18 @@ def _make_room(size: int, lock: IO[Any] | None = None) -> None:
         )  # fmt: skip
 
 
-def _kept(folder: Path) -> Iterator[tuple[float, Path, int]]:
+def _kept(folder: Path) -> list[tuple[float, str, int]]:
     """Time of last use, path and bytes of each copy, and of the space set aside for those on their way."""
-    for place in folder.glob('??'):
-        with suppress(FileNotFoundError), os.scandir(place) as entries:
-            for entry in entries:
-                if entry.name.endswith(('.arrow', '.lock')):
-                    with suppress(FileNotFoundError):
-                        found = entry.stat()
-                        yield found.st_mtime, Path(entry.path), found.st_size
+    found = []
+    for place in os.listdir(folder):
+        if len(place) == 2:
+            with suppress(FileNotFoundError), os.scandir(folder / place) as entries:
+                for entry in entries:
+                    if entry.name.endswith(('.arrow', '.lock')):
+                        with suppress(FileNotFoundError):
+                            about = entry.stat()
+                            found.append((about.st_mtime, entry.path, about.st_size))
+    return found
 
 
 def _removed(path: Path) -> bool:

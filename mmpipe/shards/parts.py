@@ -165,6 +165,7 @@ class FewRows(BlockColumn):
 
     def __init__(self, column: Column, rows: np.ndarray) -> None:
         super().__init__([column], None)
+        self.whole = None  # a row does not lie at its number
         self._rows = rows
 
     def find(self, row: int) -> tuple[Column, int]:  # noqa: D102 (as `BlockColumn`, here and below)

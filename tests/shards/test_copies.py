@@ -264,11 +264,17 @@ def test_two_processes_fetch_a_shard_once_also_when_the_first_is_killed(store):
         for process in (first, second):
             process.kill()
             process.communicate()
+
+
+@pytest.mark.slow
+def test_what_one_process_fetched_others_read_without_a_request(store):
+    url, state = store
+    write(url, blocks=1).rows().read('photo')
     state.sent.clear()
     both = reader(url), reader(url)
     for process in both:
         go(process)
-    assert {int(process.stdout.readline()) for process in both} == {photos(0, 400).astype('int64').sum()}
+    assert {int(process.stdout.readline()) for process in both} == {photos(0, 40).astype('int64').sum()}
     for process in both:
         process.communicate('\n', timeout=30)
     assert state.sent == []
@@ -317,7 +323,7 @@ def test_another_process_that_hangs_is_an_error_that_names_its_lock(monkeypatch)
 
 
 def test_the_longest_unused_go_first_and_what_is_held_stays(monkeypatch):
-    monkeypatch.setenv(copies.LIMIT_VARIABLE, '0.000003')  # 3 kB
+    monkeypatch.setenv(copies.LIMIT_VARIABLE, '0.0000032')  # three of them, and a little more
     contents = [bytes([i]) * 1000 for i in range(5)]
 
     def fetch(i):
@@ -353,6 +359,21 @@ def test_where_all_is_held_the_cache_grows_and_says_so_once(monkeypatch, caplog)
     said = [record.message for record in caplog.records if 'none of them can go' in record.message]
     assert len(said) == 1
     assert copies.LIMIT_VARIABLE in said[0]
+
+
+def test_many_copies_are_not_looked_at_for_each_that_comes(monkeypatch):
+    looks, kept_files = [], copies._kept
+    monkeypatch.setattr(copies, '_kept', lambda folder: looks.append(1) or kept_files(folder))
+    monkeypatch.setenv(copies.LIMIT_VARIABLE, '0.0002')  # 200 of them
+    for i in range(100):
+        data = i.to_bytes(2, 'big') * 500
+        copies.fetch(*of(data), lambda progress, data=data: [data], url='s3://b/x')
+    assert taken() == 100_000
+    assert 2 <= len(looks) <= 20
+    monkeypatch.setenv(copies.LIMIT_VARIABLE, '0.00005')  # another limit counts at once
+    data = b'x' * 1000
+    copies.fetch(*of(data), lambda progress: [data], url='s3://b/x')
+    assert 45_000 < taken() <= 50_000
 
 
 @pytest.mark.parametrize('text', ['0', '-1', 'much', 'inf', 'nan'])
