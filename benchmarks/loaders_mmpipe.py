@@ -126,7 +126,7 @@ def prepare_photos(data: Path, own: Path) -> None:
 
 
 def open_photos(data: Path, own: Path, batch: int) -> Epoch:
-    from mmpipe.decode.image import image
+    from mmpipe.decode.images import image
 
     return epochs(loader_of(rows_of(own), batch, decode={'image': image(size=EDGE, crop='random')}))
 
@@ -134,9 +134,9 @@ def open_photos(data: Path, own: Path, batch: int) -> Epoch:
 def open_large_whole(data: Path, own: Path, batch: int) -> Epoch:
     """The same crops out of photos that are decoded whole and at full size."""
     from mmpipe.decode import jpeg
-    from mmpipe.decode.image import ImageDecoder, image
     from mmpipe.decode.image_boxes import Box
     from mmpipe.decode.image_resize import resize_into
+    from mmpipe.decode.images import ImageDecoder, image
 
     class Whole(ImageDecoder):
         def _decode_jpeg(self, data: bytes, head: Any, draws: np.ndarray, out: np.ndarray) -> None:

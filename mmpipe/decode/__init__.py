@@ -18,16 +18,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-_WHERE = {'Decoder': 'decoder', 'audio': 'audio', 'image': 'image', 'tokens': 'tokens', 'video': 'video'}
+_WHERE = {'Decoder': 'decoder', 'audio': 'sounds', 'image': 'images', 'tokens': 'texts', 'video': 'videos'}
 
 __all__ = ['Decoder', 'audio', 'image', 'tokens', 'video']
 
 if TYPE_CHECKING:
-    from mmpipe.decode.audio import audio as audio
     from mmpipe.decode.decoder import Decoder as Decoder
-    from mmpipe.decode.image import image as image
-    from mmpipe.decode.tokens import tokens as tokens
-    from mmpipe.decode.video import video as video
+    from mmpipe.decode.images import image as image
+    from mmpipe.decode.sounds import audio as audio
+    from mmpipe.decode.texts import tokens as tokens
+    from mmpipe.decode.videos import video as video
 
 
 def __getattr__(name: str) -> Any:

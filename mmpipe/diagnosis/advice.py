@@ -149,7 +149,7 @@ def _simplejpeg(found: Findings) -> Iterator[Advice]:
     images = {
         f'decode {name}'
         for name, decoder in found.loader.dataset.task.decode.items()
-        if type(decoder).__module__ == 'mmpipe.decode.image'
+        if type(decoder).__module__ == 'mmpipe.decode.images'
     }
     if not images:
         return

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_sample_image
 
 from mmpipe.decode import jpeg
-from mmpipe.decode.image import image
 from mmpipe.decode.image_boxes import DRAWS, Box
 from mmpipe.decode.image_resize import memory, resize_into
+from mmpipe.decode.images import image
 from mmpipe.errors import DataError
 
 PHOTO = PIL.Image.fromarray(load_sample_image('china.jpg'))  # 640 x 427

@@ -17,10 +17,10 @@ from sklearn.datasets import load_sample_image
 
 from mmpipe.decode import jpeg
 from mmpipe.decode.decoder import Decoder
-from mmpipe.decode.image import ImageDecoder, image
 from mmpipe.decode.image_boxes import DRAWS, TURNS, Box, random_box, shrunk_box, stored_box, turned
 from mmpipe.decode.image_modes import upright_rgb
 from mmpipe.decode.image_resize import memory, resize_into
+from mmpipe.decode.images import ImageDecoder, image
 from mmpipe.errors import BadInputError, ConfigError, DataError
 
 PHOTO = PIL.Image.fromarray(load_sample_image('china.jpg'))  # 640 x 427
@@ -296,6 +296,6 @@ def test_threads_get_what_one_thread_gets() -> None:
 
 
 def test_importing_it_imports_neither_torch_nor_pixeltable() -> None:
-    code = 'import mmpipe.decode.image, sys; print({"torch", "pixeltable", "torchvision"} & set(sys.modules))'
+    code = 'import mmpipe.decode.images, sys; print({"torch", "pixeltable", "torchvision"} & set(sys.modules))'
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == 'set()'

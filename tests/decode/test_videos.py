@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from mmpipe.decode.decoder import Decoder
 from mmpipe.decode.image_boxes import DRAWS, random_box
-from mmpipe.decode.video import video
+from mmpipe.decode.videos import video
 from mmpipe.errors import ConfigError, DataError
 
-module = sys.modules['mmpipe.decode.video']  # the file; the package gives its function this name
+module = sys.modules['mmpipe.decode.videos']  # the file; the package gives its function this name
 EXAMPLES = Path(__file__).parent.parent.parent / 'examples' / 'data'
 CLIPS = [path.read_bytes() for path in sorted((EXAMPLES / 'clips').iterdir())[:12]]
 NOTHING = np.float32([])
@@ -400,7 +400,7 @@ def test_damage_is_not_written_to_stderr_and_imports_are_light():
 import sys
 import numpy as np
 from pathlib import Path
-from mmpipe.decode.video import video
+from mmpipe.decode.videos import video
 print({'torch', 'pixeltable', 'av', 'PIL'} & set(sys.modules))
 from mmpipe.errors import DataError
 failed = 0

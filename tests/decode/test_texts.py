@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmpipe.decode.decoder import Decoder
-from mmpipe.decode.tokens import tokens
+from mmpipe.decode.texts import tokens
 from mmpipe.errors import ConfigError, DataError, MissingExtraError
 from mmpipe.weights import package_file
 
@@ -135,7 +135,7 @@ def test_other_threads_run_while_a_long_text_is_cut_into_tokens():
 def test_importing_and_decoding_load_neither_torch_nor_pixeltable():
     script = f"""
 import sys
-from mmpipe.decode.tokens import tokens
+from mmpipe.decode.texts import tokens
 print({{'torch', 'pixeltable', 'tokenizers', 'transformers'}} & set(sys.modules))
 print(len(tokens({str(FILE)!r}).decode(b'a cat', None, None)), {{'torch', 'pixeltable'}} & set(sys.modules))
 """

@@ -17,11 +17,11 @@ import torchaudio.functional
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmpipe.decode.audio import audio
 from mmpipe.decode.decoder import Decoder
+from mmpipe.decode.sounds import audio
 from mmpipe.errors import ConfigError, DataError
 
-sound = sys.modules['mmpipe.decode.audio']  # the file; the package gives its function this name
+sound = sys.modules['mmpipe.decode.sounds']  # the file; the package gives its function this name
 EXAMPLES = Path(__file__).parent.parent.parent / 'examples' / 'data'
 SPEECH = [path.read_bytes() for path in sorted((EXAMPLES / 'speech').iterdir())[:12]]  # OGG and MP3
 NOTHING = np.float32([])
@@ -243,7 +243,7 @@ def test_damage_is_not_written_to_stderr():
     script = """
 import io, sys, numpy as np, soundfile
 from pathlib import Path
-from mmpipe.decode.audio import audio
+from mmpipe.decode.sounds import audio
 from mmpipe.errors import DataError
 failed = 0
 for path in sorted(Path(sys.argv[1]).iterdir())[:40]:
@@ -269,7 +269,7 @@ print(failed > 120, {'torch', 'torchaudio', 'pixeltable'} & set(sys.modules))
 
 
 def test_importing_loads_no_reader_of_media():
-    script = 'import sys, mmpipe.decode.audio; print({"torch", "pixeltable", "av", "soundfile"} & set(sys.modules))'
+    script = 'import sys, mmpipe.decode.sounds; print({"torch", "pixeltable", "av", "soundfile"} & set(sys.modules))'
     done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == 'set()\n'
 
