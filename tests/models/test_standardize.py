@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmpipe.errors import DataError
 from mmpipe.data.seen import present_chunks
+from mmpipe.errors import DataError
 from mmpipe.models.standardize import Standardize, moments
 
 
