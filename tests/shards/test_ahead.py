@@ -99,6 +99,7 @@ def test_several_are_fetched_at_once_and_each_once(store):
     ahead.close()
 
 
+@pytest.mark.slow
 def test_what_lies_ahead_is_bounded_and_goes_on_with_each_batch(store):
     url, state = store
     snapshot = write(url)
@@ -125,6 +126,7 @@ def test_what_lies_ahead_is_bounded_and_goes_on_with_each_batch(store):
     ahead.close()
 
 
+@pytest.mark.slow
 def test_a_batch_that_was_not_wanted_is_fetched_when_it_is_waited_for(store):
     url, state = store
     snapshot = write(url, blocks=2)
@@ -135,7 +137,7 @@ def test_a_batch_that_was_not_wanted_is_fetched_when_it_is_waited_for(store):
     ahead.close()
 
 
-@pytest.mark.parametrize('damage', ['gone', 'flipped'])
+@pytest.mark.parametrize('damage', [pytest.param('gone', marks=pytest.mark.slow), 'flipped'])
 def test_the_error_of_a_shard_reaches_who_waits_for_it_and_no_other(store, damage):
     url, _ = store
     snapshot = write(url, blocks=3)
@@ -188,6 +190,7 @@ def test_a_store_whose_package_never_comes_back_is_an_error_too(url, monkeypatch
     ahead.close()
 
 
+@pytest.mark.slow
 def test_closing_ends_what_is_under_way_and_leaves_nothing_half(store, monkeypatch):
     url, state = store
     snapshot = write(url)
@@ -204,6 +207,7 @@ def test_closing_ends_what_is_under_way_and_leaves_nothing_half(store, monkeypat
     assert len(state.sent) == sent < 12
 
 
+@pytest.mark.slow
 def test_what_is_fetched_ahead_is_not_removed_before_it_is_read(store, monkeypatch):
     url, state = store
     snapshot = write(url)
@@ -242,6 +246,7 @@ def test_for_a_directory_nothing_is_done(tmp_path):
     assert os.listdir(copies.shard_cache_dir()) == []
 
 
+@pytest.mark.slow
 def test_patches_are_fetched_with_the_blocks_they_patch(store):
     url, state = store
     first = write(url, blocks=2)

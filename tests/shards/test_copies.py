@@ -66,6 +66,7 @@ def of(data):
     return hashlib.sha256(data).hexdigest(), len(data)
 
 
+@pytest.mark.slow
 def test_every_byte_crosses_once_and_is_checked(store):
     url, state = store
     snapshot = write(url)
@@ -82,7 +83,10 @@ def test_every_byte_crosses_once_and_is_checked(store):
 # What a store does wrong.
 
 
-@pytest.mark.parametrize('fault', [503, 500, 429, 'reset', 'cut'])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize('fault', [503, pytest.param(500, marks=SLOW), pytest.param(429, marks=SLOW), 'reset', 'cut'])
 def test_a_failure_that_passes_is_tried_again(store, fault, monkeypatch):
     url, state = store
     snapshot = write(url, blocks=1)
@@ -137,6 +141,7 @@ def test_a_store_that_always_fails_is_an_error_with_url_tries_and_cause(store, m
     assert len(state.sent) == transfer.TRIES
 
 
+@pytest.mark.slow
 def test_a_store_that_gives_nothing_is_an_error_after_a_limit_and_is_told_meanwhile(store, monkeypatch, caplog):
     url, state = store
     snapshot = write(url, blocks=1)
