@@ -33,7 +33,7 @@ class Fetching:
         self._rows, names = rows, list(fields)
         parts = list(rows.parts.values()) if isinstance(rows, ManyRows) else [rows]
         self._parts = [
-            FetchAhead(part.snapshot, [name for name in names if name in part.fields])
+            FetchAhead(part.snapshot, [name for name in names if name in part.fields], selection=part.places)
             if part.snapshot.place.remote
             else None
             for part in parts
