@@ -32,8 +32,15 @@ def start(target: Callable[..., None], *args: Any, name: str) -> BaseProcess:
         context: Any = multiprocessing.get_context('forkserver')
         wished = getattr(multiprocessing.forkserver._forkserver, '_preload_modules', None) or ()
         context.set_forkserver_preload([*(name for name in wished if name != PRELOADED), PRELOADED])
-    else:
-        context = multiprocessing.get_context('spawn')
+        try:
+            return _started(context, target, args, name)
+        except OSError as error:  # its socket lies in the folder of temporary files, whose path may be too long for one
+            if 'too long' not in str(error):
+                raise
+    return _started(multiprocessing.get_context('spawn'), target, args, name)
+
+
+def _started(context: Any, target: Callable[..., None], args: tuple[Any, ...], name: str) -> BaseProcess:
     process = context.Process(target=target, args=args, name=name, daemon=True)
     with _hiding, _script_hidden():
         process.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -91,8 +92,8 @@ def test_workers_and_their_memory_are_gone_when_their_parent_is_killed(tmp_path,
     request = f"{{'positions': [i], 'sleep': {sleep}}}"
     path, _ = script(tmp_path, task=f'worker_tasks.{task}', guarded=True, request=request)
     path.write_text(path.read_text() + '    import time; time.sleep(600)\n')
-    (tmp_path / 'tmp').mkdir()
-    environment = {**os.environ, 'TMPDIR': str(tmp_path / 'tmp')}
+    folder = tempfile.mkdtemp(prefix='mm')  # short, since a socket is made in it
+    environment = {**os.environ, 'TMPDIR': folder}
     parent = subprocess.Popen([sys.executable, path], stdout=subprocess.PIPE, text=True, env=environment)
     try:
         pids = [int(pid) for pid in parent.stdout.readline().split()]
@@ -110,9 +111,19 @@ def test_workers_and_their_memory_are_gone_when_their_parent_is_killed(tmp_path,
         parent.wait()
         parent.stdout.close()
     assert gone([*pids, server])
-    left = [file for file in (tmp_path / 'tmp').rglob('*') if not file.is_dir()]
+    left = [file for file in Path(folder).rglob('*') if not file.is_dir()]
     assert [file for file in left if not file.is_socket()] == []  # multiprocessing's own, of its fork server
 
 
 def _parent(pid):
     return int(Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[1])
+
+
+def test_workers_start_where_the_path_of_temporary_files_is_too_long_for_a_socket(tmp_path):
+    folder = tmp_path / ('x' * 120)
+    folder.mkdir()
+    path, _ = script(tmp_path, task='worker_tasks.slow', guarded=True, request="{'positions': [i], 'sleep': 0}")
+    environment = {**os.environ, 'TMPDIR': str(folder)}
+    done = subprocess.run([sys.executable, path], capture_output=True, text=True, env=environment, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1] == '0 1 4 9'
