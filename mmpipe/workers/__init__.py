@@ -5,8 +5,8 @@
        └──pickle without the large arrays──────┘
     arrays over the slot; it goes back to its worker when the last of them has died
 
-Fresh shared memory costs 4.2 microseconds for each 4 KB page that is touched first, which caps loaders that ship each
-batch through it near 6,500 images/s of 3x224x224 bytes; a slot that is used again has its pages.
+The first write to a page of fresh shared memory costs more than copying what it holds; a slot that is used again has
+its pages.
 
 Nothing here imports torch or Pixeltable, and a worker imports no more than the functions it runs.
 """

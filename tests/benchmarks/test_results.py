@@ -62,3 +62,18 @@ def test_the_readme_says_what_a_change_was_measured_to_cost() -> None:
         f'peak memory grew by {at["peak_memory_growth"]:.2f}',
     ):
         assert text in readme
+
+
+def test_the_readme_says_how_the_loader_was_measured_beside_others() -> None:
+    readme = ' '.join((BENCHMARKS.parent / 'README.md').read_text(encoding='utf-8').split())
+    figures = json.loads((BENCHMARKS / 'results' / 'loaders.json').read_text(encoding='utf-8'))['figures']
+    at = {name: figure['median'] for name, figure in figures.items()}
+    for text in (
+        f'batches of 256 came {at["decoded_b256_over_ffcv"]:.1f} times as fast,',
+        f'of 64 {at["decoded_b64_over_ffcv"]:.1f} times',
+        f'JPEG crops {at["encoded_over_best_peer"]:.1f} times as fast as the best',
+        f'{at["encoded_over_imagefolder"]:.1f} times as ImageFolder',
+        f'reached {at["decoded_b64_of_memcpy"]:.2f} to {at["decoded_b256_of_memcpy"]:.2f} of the rate of copying memory',
+        f'and {at["decoded_over_best_streaming"]:.1f} times the best streaming format',
+    ):
+        assert text in readme
