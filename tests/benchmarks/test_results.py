@@ -73,7 +73,7 @@ def test_the_readme_says_how_the_loader_was_measured_beside_others() -> None:
         f'of 64 {at["decoded_b64_over_ffcv"]:.1f} times',
         f'JPEG crops {at["encoded_over_best_peer"]:.1f} times as fast as the best',
         f'{at["encoded_over_imagefolder"]:.1f} times as ImageFolder',
-        f'reached {at["decoded_b64_of_memcpy"]:.2f} to {at["decoded_b256_of_memcpy"]:.2f} of the rate of copying memory',
+        f'reached {at["decoded_b64_of_memcpy"]:.2f} to {at["decoded_b256_of_memcpy"]:.2f} of the rate of copying',
         f'and {at["decoded_over_best_streaming"]:.1f} times the best streaming format',
     ):
         assert text in readme
