@@ -230,6 +230,7 @@ def test_debug_shows_the_traceback(installed: Installed) -> None:
     assert 'Traceback' in done.stderr
 
 
+@pytest.mark.slow
 def test_a_users_own_pipeline_beside_the_wheel_is_planned_and_applied(
     installed: Installed, first: dict[str, Any]
 ) -> None:
@@ -256,6 +257,7 @@ def test_a_users_own_pipeline_beside_the_wheel_is_planned_and_applied(
         installed.env.pop('PIXELTABLE_HOME', None)
 
 
+@pytest.mark.slow
 def test_stop_says_whether_a_postgres_was_running(installed: Installed) -> None:
     installed.run('mmpipe', 'status', 'demo')
     assert installed.json('mmpipe', 'stop') == {'stopped': True}

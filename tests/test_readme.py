@@ -57,6 +57,7 @@ def command(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict]:
 
 def test_the_story_runs_as_it_stands_in_the_readme(shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line.partition('#')[0].strip() for line in README.splitlines() if re.match(r'mmpipe \w+ shop', line)]
+    lines = [line.replace('--seconds 5', '--seconds 0.2') for line in lines]
     said = {line.split()[1]: command(line, capsys) for line in lines}
     assert list(said) == ['plan', 'apply', 'ingest', 'snapshot', 'train', 'doctor', 'status']
     assert {name: status for name, (status, _) in said.items() if status} == {'plan': PENDING}

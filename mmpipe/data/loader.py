@@ -226,7 +226,7 @@ class DataLoader:
         reader = self._reader(fetching)
         depth = Depth(self.num_workers, fixed=self.prefetch_factor)
         given: deque[Step] = deque()
-        self.waited_s, had = 0.0, time.perf_counter()
+        self.waited_s, had, whole = 0.0, time.perf_counter(), False
         try:
             while True:
                 while len(given) < depth.now and (step := next(steps, None)) is not None:
@@ -236,6 +236,7 @@ class DataLoader:
                     reader.submit(Request(step.positions, epoch, step.padded, step.repeats, keys))
                     given.append(step)
                 if not given:
+                    whole = True
                     return
                 asked = time.perf_counter()
                 batch = reader.next()
@@ -250,7 +251,7 @@ class DataLoader:
                 yield given.popleft(), as_tensors(batch)
         finally:
             fetching.close()
-            self._leave(reader)
+            self._leave(reader, whole)
 
     def _reader(self, fetching: Fetching) -> Reader:
         if not (self.dataset.task.host and self.num_workers):
@@ -260,11 +261,11 @@ class DataLoader:
             self._processes = ProcessReader(self.dataset.task, processes=self.num_workers, pool=self.pool.limit_bytes)
         return self._processes
 
-    def _leave(self, reader: Reader) -> None:
-        """Worker processes stay for the next pass, unless they still make what nobody wants."""
+    def _leave(self, reader: Reader, whole: bool) -> None:
+        """Worker processes stay for the next pass, unless they make what nobody wants any more, or one has died."""
         if reader is not self._processes:
             reader.close()
-        elif reader.pending:
+        elif not whole:
             reader.close()
             self._processes = None
 

@@ -49,6 +49,13 @@ def test_a_worker_that_dies_is_named_with_its_signal_and_the_row_it_worked_on(fu
         list(loader_of(full_shop, die_at_seven, num_workers=1, shuffle=False))
 
 
+def test_the_next_pass_after_a_death_starts_new_workers(full_shop):
+    loader = loader_of(full_shop, die_at_seven, num_workers=1, batch_size=100, shuffle=False)  # in its only batch
+    for _ in range(2):
+        with pytest.raises(WorkerError, match='SIGKILL'):
+            list(loader)
+
+
 def test_a_worker_imports_neither_torch_nor_pixeltable(full_shop):
     from host_functions import heavy_modules
 
@@ -56,6 +63,7 @@ def test_a_worker_imports_neither_torch_nor_pixeltable(full_shop):
     assert next(iter(loader))['weight'].sum() == 0
 
 
+@pytest.mark.slow
 def test_an_interrupted_script_leaves_no_worker(tmp_path, full_shop):
     script = tmp_path / 'script.py'
     script.write_text(

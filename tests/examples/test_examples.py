@@ -35,7 +35,10 @@ def folder():
         yield Path(name)
 
 
-@pytest.mark.parametrize('path', EXAMPLES, ids=[path.stem for path in EXAMPLES])
+SLOW = {'05_transfer': pytest.mark.slow}  # trains twice
+
+
+@pytest.mark.parametrize('path', [pytest.param(path, id=path.stem, marks=SLOW.get(path.stem, ())) for path in EXAMPLES])
 def test_example(path, folder):
     places = {'TMPDIR': str(folder), 'OMP_NUM_THREADS': '1'}
     kept = {name: value for name, value in os.environ.items() if name not in ('MMPIPE_HOME', 'PIXELTABLE_HOME')}

@@ -188,6 +188,7 @@ def shop(directory: str, tmp_path: Path, forker: Forker) -> Shop:
     return shop
 
 
+@pytest.mark.slow
 def test_two_at_once_end_as_one_after_the_other(shop: Shop) -> None:
     for pair in (two_applies, snapshot_and_ingest):  # the others below
         pair(shop, 0.0)

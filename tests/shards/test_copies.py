@@ -244,6 +244,7 @@ def until(condition):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_two_processes_fetch_a_shard_once_also_when_the_first_is_killed(store):
     url, state = store
     snapshot = write(url, blocks=1, rows=400)

@@ -71,7 +71,7 @@ def test_in_block_order_hardly_a_shard_is_fetched_twice_though_the_cache_holds_a
     whole = [path for path, count in front.sent if count > size / BLOCKS / 2]
     # Two threads read at once: one may still look for a row of a block when the next blocks have taken its place.
     assert len(set(whole)) == BLOCKS <= len(whole) <= BLOCKS + 2
-    assert front.bytes < 1.3 * size  # and of each its keys, before the order is known
+    assert front.bytes < 1.5 * size  # and of each its keys, before the order is known
     assert sum(file.stat().st_size for file in copies.shard_cache_dir().glob('*/*.arrow')) <= size / 3
 
 

@@ -148,6 +148,7 @@ def change(world, luck):
         row[name] = luck.choice(VALUES[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('seed', [0, *(pytest.param(seed, marks=pytest.mark.hardening) for seed in range(1, 40))])
 def test_a_glance_and_a_look_at_everything_lead_to_the_same_rows_and_reports(world, monkeypatch, seed):
     luck, unchanged_rows = random.Random(seed), 0
