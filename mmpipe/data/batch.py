@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +30,9 @@ from mmpipe.shards import Rows
 
 Allocate = Callable[[tuple[int, ...], Any], np.ndarray]
 """Gives an array of a shape and dtype, with any content."""
+Range = Callable[[int, int], None]
+"""Does the samples from one position to another of a batch."""
+PIECE_BYTES = 1 << 20  # at least, of what is only copied: handing a piece over costs as much as copying some 100 KB
 STREAM = 0x6465636F  # of the first random number that a decoder draws, apart from those of the transforms
 
 
@@ -48,6 +53,21 @@ class Request:
     padded: int = 0
     repeats: np.ndarray | None = None
     keys: Sequence[str] | None = None
+
+
+class _Made:
+    """What there is so far of one batch.
+
+    Args:
+        rows: of the batch.
+        keys: of these rows.
+    """
+
+    def __init__(self, rows: int, keys: list[str]) -> None:
+        self.rows, self.keys = rows, keys
+        self.values: dict[str, Any] = {}
+        self.masks: dict[str, np.ndarray] = {}
+        self.failed: dict[tuple[int, str], str] = {}  # by sample and field
 
 
 class BatchTask:
@@ -125,73 +145,116 @@ class BatchTask:
         Raises:
             DataError: a value cannot be decoded; names field, key and cause.
         """
-        rows, indices = self.rows, request.positions
-        batch: dict[str, Any] = {}
-        masks: dict[str, np.ndarray] = {}
-        lengths: dict[str, np.ndarray] = {}
-        keys = rows.keys[indices].tolist()
-        failed: list[tuple[str, str, str]] = []
+        pieces, finish = self.begin(request, allocate)
+        for piece in pieces:
+            piece()
+        return finish()
+
+    def begin(
+        self, request: Request, allocate: Allocate = np.empty, *, parts: int = 1
+    ) -> tuple[list[Callable[[], None]], Callable[[], dict[str, Any]]]:
+        """A batch in pieces. Reads nothing yet.
+
+        Args:
+            request: which batch.
+            allocate: gives its memory.
+            parts: how many pieces to make of what takes long.
+
+        Returns:
+            Pieces, which may be done by several threads in any order; and what gives the batch when all are done.
+        """
+        made = _Made(len(request.positions), self.rows.keys[request.positions].tolist())
+        large: list[Callable[[], None]] = []
+        small: list[Callable[[], None]] = []
         for name in self.fields:
-            field = rows.fields[name]
+            field, count = self.rows.fields[name], 1
             if name in self.decode:
-                stored, masks[name] = rows.read(name, indices)
-                found = self._decoded(name, stored, masks[name], keys, request, allocate, failed)
+                work, count = self._decoding(name, request, made, allocate), parts
             elif field.dense_shape is not None:
-                found = allocate((len(indices), *field.dense_shape), field.dtype)
-                masks[name] = rows.fill(name, indices, found)
+                out = made.values[name] = allocate((len(request.positions), *field.dense_shape), field.dtype)
+                work, count = self._filling(name, request, made), min(parts, out.nbytes // PIECE_BYTES)
             else:
-                found, masks[name] = rows.read(name, indices)
+                work = self._reading(name, request, made)
+            count = max(1, min(count, made.rows))
+            bounds = [made.rows * i // count for i in range(count + 1)]
+            (large if count > 1 else small).extend(partial(work, start, stop) for start, stop in pairwise(bounds))
+        # Labels and numbers are not worth a piece each.
+        if small or not large:
+            large.append(partial(_all, small))
+        return large, partial(self._finished, request, made, allocate)
+
+    def _filling(self, name: str, request: Request, made: _Made) -> Range:
+        out = made.values[name]
+        valid = made.masks[name] = np.empty(made.rows, dtype=bool)
+
+        def fill(start: int, stop: int) -> None:
+            valid[start:stop] = self.rows.fill(name, request.positions[start:stop], out[start:stop])
+
+        return fill
+
+    def _reading(self, name: str, request: Request, made: _Made) -> Range:
+        def read(start: int, stop: int) -> None:
+            made.values[name], made.masks[name] = self.rows.read(name, request.positions)
+
+        return read
+
+    def _decoding(self, name: str, request: Request, made: _Made, allocate: Allocate) -> Range:
+        """Into one array where all samples have one shape, else into a list of arrays."""
+        decoder = self.decode[name]
+        hashes = sample_hashes(self.rows.hashes[request.positions], request.repeats)
+        draws = np.empty((made.rows, decoder.draws), dtype=np.float32)
+        for stream in range(decoder.draws):
+            draws[:, stream] = uniform(hashes, self.seed, request.epoch, STREAM + stream)
+        out = None if decoder.shape is None else allocate((made.rows, *decoder.shape), decoder.dtype)
+        missing = np.zeros((0, *decoder.rest) if out is None else (), dtype=decoder.dtype)
+        found: list[np.ndarray] = [missing] * made.rows
+        valid = made.masks[name] = np.empty(made.rows, dtype=bool)
+        made.values[name] = found if out is None else out
+
+        def decode(start: int, stop: int) -> None:
+            stored, valid[start:stop] = self.rows.read(name, request.positions[start:stop])
+            for i, value in enumerate(stored, start):
+                if valid[i]:
+                    _working_on(allocate, i)
+                    try:
+                        data = value.encode() if isinstance(value, str) else value
+                        found[i] = decoder.decode(data, draws[i], None if out is None else out[i])
+                    except DataError as error:
+                        valid[i] = False
+                        made.failed[i, name] = why = str(error)
+                        if self.on_error == 'raise':
+                            raise DataError(
+                                f"field '{name}' of row '{made.keys[i]}' in snapshot {self.rows.snapshot.id}: {why} "
+                                f"Mend the row, or count such values as missing with on_error='mask'."
+                            ) from error
+                if out is not None and not valid[i]:
+                    out[i] = 0
+
+        return decode
+
+    def _finished(self, request: Request, made: _Made, allocate: Allocate) -> dict[str, Any]:
+        batch: dict[str, Any] = {}
+        lengths: dict[str, np.ndarray] = {}
+        for name in self.fields:
+            found, field = made.values[name], self.rows.fields[name]
             if name in self.host:
-                found = self._changed(name, found, keys, allocate)
+                found = self._changed(name, found, made.keys, allocate)
             if isinstance(found, list) and (name in self.decode or field.kind == 'ragged' or name in self.host):
                 decoder = self.decode.get(name)
                 rest, dtype = (field.shape, field.dtype) if decoder is None else (decoder.rest, decoder.dtype)
                 found, lengths[name] = pad(found, allocate=allocate, dtype=dtype, rest=rest)
             batch[name] = found
             if request.padded:
-                masks[name][-request.padded :] = False
-        batch['_mask'] = masks
+                made.masks[name][-request.padded :] = False
+        batch['_mask'] = {name: made.masks[name] for name in self.fields}
         if lengths:
             batch['_length'] = lengths
-        batch['_key'] = keys
-        if failed:
-            batch['_failed'] = failed
+        batch['_key'] = made.keys
+        if made.failed:
+            order = {name: i for i, name in enumerate(self.fields)}
+            failed = sorted(made.failed.items(), key=lambda each: (order[each[0][1]], each[0][0]))
+            batch['_failed'] = [(made.keys[i], name, why) for (i, name), why in failed]
         return batch
-
-    def _decoded(
-        self, name: str, stored: Sequence[Any], valid: np.ndarray, keys: Sequence[str], request: Request,
-        allocate: Allocate, failed: list[tuple[str, str, str]],
-    ) -> Any:  # fmt: skip
-        """What the decoder makes of stored values: one array where all have one shape, else a list of arrays."""
-        decoder = self.decode[name]
-        hashes = sample_hashes(self.rows.hashes[request.positions], request.repeats)
-        draws = np.empty((len(stored), decoder.draws), dtype=np.float32)
-        for stream in range(decoder.draws):
-            draws[:, stream] = uniform(hashes, self.seed, request.epoch, STREAM + stream)
-        out = None if decoder.shape is None else allocate((len(stored), *decoder.shape), decoder.dtype)
-        missing = np.zeros((0, *decoder.rest) if out is None else (), dtype=decoder.dtype)
-        found: list[np.ndarray] = []
-        for i, value in enumerate(stored):
-            result = missing
-            if valid[i]:
-                _working_on(allocate, i)
-                try:
-                    data = value.encode() if isinstance(value, str) else value
-                    result = decoder.decode(data, draws[i], None if out is None else out[i])
-                except DataError as error:
-                    why = str(error)
-                    if self.on_error == 'raise':
-                        raise DataError(
-                            f"field '{name}' of row '{keys[i]}' in snapshot {self.rows.snapshot.id}: {why} Mend the "
-                            f"row, or count such values as missing with on_error='mask'."
-                        ) from error
-                    failed.append((keys[i], name, why))
-                    valid[i] = False
-            if out is None:
-                found.append(result)
-            elif not valid[i]:
-                out[i] = 0
-        return found if out is None else out
 
     def _changed(self, name: str, values: Any, keys: Sequence[str], allocate: Allocate) -> Any:
         """Each sample through the user's function; one array again where all came out in one shape."""
@@ -206,6 +269,11 @@ class BatchTask:
                     f'the function, or the row.'
                 ) from error
         return np.stack(found) if len({(each.shape, each.dtype) for each in found}) == 1 else found
+
+
+def _all(works: Sequence[Callable[[], None]]) -> None:
+    for work in works:
+        work()
 
 
 def _working_on(allocate: Allocate, sample: int) -> None:

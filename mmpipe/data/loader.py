@@ -71,8 +71,8 @@ class DataLoader:
             see `mmpipe.data.transforms`.
         host_transforms: {field: function of one sample's array on the CPU, after decoding}. Such functions hold the
             interpreter lock, so batches are then made in worker processes, which must be able to import the function.
-        num_workers: reading threads (processes with `host_transforms`); 'auto' for one per core, 0 to read in the
-            thread that iterates.
+        num_workers: reading threads, which the thread that iterates helps while it waits; 'auto' for one per core but
+            one, 0 for none. With `host_transforms`, processes; 'auto' for one per core.
         prefetch_factor: batches made ahead per worker; None to go by how fast they are made and used.
         pin_memory: make batches in page-locked memory; only on CUDA when None.
         drop_last: leave out a last step that is not full; `dropped` says how many samples that are.
@@ -125,7 +125,9 @@ class DataLoader:
             if sampler is not None or shuffle:
                 raise ConfigError('these rows come with a sampling of their own: leave out shuffle and sampler.')
             chosen, sampler = rows.rows, rows.sampling
-        workers = min(cores(), THREADS) if num_workers == 'auto' else num_workers
+        # The thread that iterates helps where it waits, and has other things to do where it does not.
+        spare = cores() if host_transforms else max(cores() - 1, 1)
+        workers = min(spare, THREADS) if num_workers == 'auto' else num_workers
         if workers < 0 or (prefetch_factor is not None and prefetch_factor < 1):
             raise ConfigError(
                 f'DataLoader(num_workers={num_workers}, prefetch_factor={prefetch_factor}): give at least 0 workers '
@@ -161,6 +163,7 @@ class DataLoader:
         self._epoch = self._resume_at = 0
         self._position = (0, 0)
         self._processes: ProcessReader | None = None
+        self._depth = self._new_depth()  # what one pass shows of the times, the next one knows
 
     @property
     def rows(self) -> Rows:
@@ -223,35 +226,47 @@ class DataLoader:
         """Batches of this rank on the host, made ahead."""
         fetching = Fetching(self.rows, self.fields)
         steps = _announced(self.batches.steps(epoch, start), fetching)
-        reader = self._reader(fetching)
-        depth = Depth(self.num_workers, fixed=self.prefetch_factor)
+        reader, depth = self._reader(fetching), self._depth
         given: deque[Step] = deque()
+
+        def submit() -> None:
+            while len(given) < depth.now and (step := next(steps, None)) is not None:
+                if reader is self._processes:
+                    fetching.wait(step.positions)  # else the threads do
+                keys = self.rows.keys[step.positions].tolist() if reader is self._processes else None
+                reader.submit(Request(step.positions, epoch, step.padded, step.repeats, keys))
+                given.append(step)
+
         self.waited_s, had, whole = 0.0, time.perf_counter(), False
         try:
             while True:
-                while len(given) < depth.now and (step := next(steps, None)) is not None:
-                    if reader is self._processes:
-                        fetching.wait(step.positions)  # else the threads do
-                    keys = self.rows.keys[step.positions].tolist() if reader is self._processes else None
-                    reader.submit(Request(step.positions, epoch, step.padded, step.repeats, keys))
-                    given.append(step)
+                returned = time.perf_counter()
+                submit()
                 if not given:
                     whole = True
                     return
                 asked = time.perf_counter()
                 batch = reader.next()
-                used, had = asked - had, time.perf_counter()
-                self.waited_s += had - asked
-                depth.note(made_s=reader.made_s, used_s=used, waited_s=had - asked)
+                waited = time.perf_counter() - asked
+                self.waited_s += waited
+                depth.note(made_s=reader.made_s, used_s=returned - had, waited_s=waited)
                 for key, field, why in batch.pop('_failed', ()):
                     self.failed[key, field] = why
                 # Which rows have a value is known here, on the host. Sent along, it spares the model and the losses a
                 # round trip to the device per field and step.
                 batch['_present'] = {name: np.flatnonzero(mask) for name, mask in batch['_mask'].items()}
-                yield given.popleft(), as_tensors(batch)
+                step = given.popleft()
+                if self.num_workers:
+                    submit()  # so that the next one is on its way while this one is used
+                tensors = as_tensors(batch)
+                had = time.perf_counter()
+                yield step, tensors
         finally:
             fetching.close()
             self._leave(reader, whole)
+
+    def _new_depth(self) -> Depth:
+        return Depth(self.num_workers, fixed=self.prefetch_factor, together=not self.dataset.task.host)
 
     def _reader(self, fetching: Fetching) -> Reader:
         if not (self.dataset.task.host and self.num_workers):
@@ -355,6 +370,7 @@ class DataLoader:
         other.transforms = _transforms.select(self.transforms, other.dataset.fields)
         other.batches, other.failed = copy.copy(self.batches), {}
         other._epoch, other._resume_at, other._position, other._processes = 0, 0, (0, 0), None
+        other._depth = other._new_depth()
         return other
 
 

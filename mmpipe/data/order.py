@@ -173,12 +173,12 @@ def repeats_of(sequence: np.ndarray) -> np.ndarray | None:
     >>> repeats_of(np.array([4, 7, 4, 4])), repeats_of(np.array([4, 7]))
     (array([0, 0, 1, 2]), None)
     """
+    if np.bincount(sequence).max(initial=0) <= 1:
+        return None
     by_position = np.argsort(sequence, kind='stable')
     found = sequence[by_position]
     first = np.ones(len(found), dtype=bool)
     first[1:] = found[1:] != found[:-1]
-    if first.all():
-        return None
     places = np.arange(len(found))
     out = np.empty(len(found), dtype=np.int64)
     out[by_position] = places - np.maximum.accumulate(np.where(first, places, 0))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mmpipe.shards.copying import copy_rows
 from mmpipe.shards.field import Column
 
 if TYPE_CHECKING:
     from mmpipe.shards.reader import Snapshot
 
-ROW_BYTES = 512  # from which a copy per row, which lets other threads run, costs less than grouping rows by array
+ROW_BYTES = 512  # from which finding each row costs less than grouping rows by array
 
 
 class BlockColumn:
@@ -30,16 +32,19 @@ class BlockColumn:
         self.patched = patched
         self._patch = None if patched is None else {row: i for i, row in enumerate(patched.tolist())}
         # Most blocks are one array without a null: their rows need not be looked for.
-        self.whole = columns[0].values if len(columns) == 1 and columns[0].valid is None else None
+        self.whole = len(columns) == 1 and columns[0].valid is None
 
-    def find(self, row: int) -> tuple[Column, int]:
-        """The array that holds a row, and its place there."""
+    @cached_property
+    def addresses(self) -> list[int]:
+        """Of the first value of each array, in memory that lives as long as this object."""
+        return [column.values.ctypes.data for column in self.columns]  # type: ignore[union-attr]
+
+    def place(self, row: int) -> tuple[int, int]:
+        """Which of the arrays holds a row, and where."""
         if self._patch is not None and row in self._patch:
-            return self.columns[-1], self._patch[row]
-        if len(self.columns) == 1:
-            return self.columns[0], row
-        number = bisect_right(self._bounds, row) - 1
-        return self.columns[number], row - self._bounds[number]
+            return len(self.columns) - 1, self._patch[row]
+        number = bisect_right(self._bounds, row) - 1 if len(self.columns) > 1 else 0
+        return number, row - self._bounds[number]
 
     def groups(self, rows: np.ndarray) -> list[tuple[Column, np.ndarray, np.ndarray]]:
         """For each array that holds some of the rows: itself, their places there, and their positions among them."""
@@ -70,17 +75,24 @@ def fill(snapshot: Snapshot, name: str, places: np.ndarray, out: np.ndarray) -> 
     field = snapshot.fields[name]
     blocks = snapshot.few(name, places)
     if field.kind == 'tensor' and (field.bytes_per_row or 0) >= ROW_BYTES:
+        size, found = field.bytes_per_row or 0, [0] * len(places)
         for i, (block, row) in enumerate(places.tolist()):
-            found = blocks.get(block)
-            if found is None:
-                found = blocks[block] = snapshot.column(block, name)
-            if found.whole is not None:
-                out[i] = found.whole[row]
+            held = blocks.get(block)
+            if held is None:
+                held = blocks[block] = snapshot.column(block, name)
+            if held.whole:
+                found[i] = held.addresses[0] + row * size
                 continue
-            column, at = found.find(row)
-            out[i] = column.values[at]  # type: ignore[index]  # (a null holds zeros)
-            if column.valid is not None:
-                valid[i] = column.valid[at]
+            number, at = held.place(row)
+            found[i] = held.addresses[number] + at * size  # a null holds zeros
+            there = held.columns[number].valid
+            if there is not None:
+                valid[i] = there[at]
+        fits = out.flags.c_contiguous and out.dtype == field.dtype
+        rows_out = out if fits else np.empty(out.shape, dtype=field.dtype)
+        copy_rows(np.array(found, dtype=np.uint64), rows_out)
+        if not fits:
+            out[...] = rows_out
         return valid
     for block, where in by_group(places[:, 0]):
         for column, rows, here in (blocks.get(block) or snapshot.column(block, name)).groups(places[where, 1]):

@@ -165,11 +165,11 @@ class FewRows(BlockColumn):
 
     def __init__(self, column: Column, rows: np.ndarray) -> None:
         super().__init__([column], None)
-        self.whole = None  # a row does not lie at its number
+        self.whole = False  # a row does not lie at its number
         self._rows = rows
 
-    def find(self, row: int) -> tuple[Column, int]:  # noqa: D102 (as `BlockColumn`, here and below)
-        return self.columns[0], int(np.searchsorted(self._rows, row))
+    def place(self, row: int) -> tuple[int, int]:  # noqa: D102 (as `BlockColumn`, here and below)
+        return 0, int(np.searchsorted(self._rows, row))
 
     def groups(self, rows: np.ndarray) -> list[tuple[Column, np.ndarray, np.ndarray]]:  # noqa: D102
         return super().groups(np.searchsorted(self._rows, rows))

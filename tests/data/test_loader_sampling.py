@@ -79,6 +79,46 @@ def test_a_state_of_any_step_goes_on_in_another_world_with_another_batch_size(so
         assert Counter(key for step in before + after for key in step) == whole
 
 
+@pytest.mark.parametrize('which', ['shuffle', 'mixture'])
+def test_three_epochs_are_the_same_in_every_world_with_any_number_of_threads(sources, which):
+    def epochs(world_size, workers):
+        found = [[] for _ in range(3)]
+        for rank in range(world_size):
+            with mock.patch.object(module, 'world', lambda rank=rank: (rank, world_size)):
+                loader = made(sources, which, num_workers=workers)
+                for epoch in range(3):
+                    parts = [batch['_key'] for batch in loader]
+                    found[epoch] = [a + b for a, b in zip(found[epoch] or [[]] * len(parts), parts, strict=True)]
+        return found
+
+    alone = epochs(1, 0)
+    assert alone[0] != alone[1] != alone[2]
+    for world_size in (1, 2, 3, 4, 6, 8):
+        for workers in (0, 1, 2, 4):
+            assert epochs(world_size, workers) == alone, (world_size, workers)
+
+
+@pytest.mark.parametrize('which', ['shuffle', 'mixture'])
+def test_every_step_of_an_epoch_of_fifty_goes_on_in_every_other_world(sources, which):
+    """Steps of two rows of 96 (48 to 45 of them), resumed by other numbers of ranks, threads and rows."""
+
+    def loader(**options):
+        return made(sources, which, **{'size': 2, **options})
+
+    (whole, _), length = in_world(loader, 1), len(loader())
+    sequence = [key for step in whole for key in step]
+    assert length >= 45
+    for stop in range(length):
+        world_size = (1, 2, 3, 4, 6, 8)[stop % 6]
+        before, state = in_world(
+            lambda stop=stop: loader(num_workers=stop % 3), (8, 6, 4, 3, 2, 1)[stop % 6], stop=stop
+        )
+        after, _ = in_world(
+            lambda stop=stop: loader(size=2 + stop % 7, num_workers=(0, 1, 2, 4)[stop % 4]), world_size, state=state
+        )
+        assert [key for step in before + after for key in step] == sequence
+
+
 def test_a_state_of_another_sampling_is_refused(sources):
     state = made(sources, 'balanced').state_dict()
     with pytest.raises(DataError, match='sampling'):
