@@ -18,13 +18,14 @@ all average over the pixels that they scale down.
 `encoded_large_over_full_decode`      1600 x 1200 pixels, over the same loader where it decodes whole photos
 
 `first_batch_s`                       from making the loader to its first batch, on 100,000 rows, in a new process
-`order_overhead`                      seconds of an epoch over those of its gather alone, less 1: what order, labels,
-                                      masks, keys and state cost, of epochs in turn; the higher of both batch sizes
+`order_overhead`                      seconds of an epoch's order, keys, masks and states alone, of those of an epoch, in
+                                      turn; the higher of both batch sizes. Beside it, without a wish:
+                                      `whole_over_gather_b64`, the epoch over its gather of images alone
 
 Each loader is a process of its own that stays between rounds, with OMP_NUM_THREADS=1. It is tried with its settings
 first, and takes part with the fastest. The first two epochs are compared with what was stored, byte for byte; of
 those that are timed, keys, labels and some bytes of every row. Rounds in which other processes took over a tenth of a
-core are measured again. Files are written and read once before, so all comes from the page cache.
+core are measured again. What a loader reads is read once before each of its turns, so all comes from the page cache.
 
 The others are installed into an environment of this benchmark's own, once:
 
@@ -177,6 +178,7 @@ class Contest:
 
     def _undisturbed(self, name: str, turn: Callable[[], dict[str, tuple[float, str]]]) -> dict[str, tuple[float, str]]:
         """A turn during which nothing else took a share of a core; the last of some, if there is always something."""
+        self.processes[name].ask(do='warm')
         for _ in range(ATTEMPTS):
             started, busy, own = time.perf_counter(), busy_s(), self.processes[name].cpu_s() + time.process_time()
             found = turn()
@@ -229,7 +231,7 @@ def ratios(values: Values) -> dict[str, tuple[list[float], str]]:
     over('encoded_large_over_full_decode', 'mmpipe_large_b32', 'mmpipe_large_whole_b32')
     costs = [values[f'order_overhead_b{batch}'] for batch in (64, 256) if f'order_overhead_b{batch}' in values]
     if costs:
-        found['order_overhead'] = (list(max(costs, key=lambda each: float(np.median(each)))), 'of the gather')
+        found['order_overhead'] = (list(max(costs, key=lambda each: float(np.median(each)))), 'of an epoch')
     return found
 
 

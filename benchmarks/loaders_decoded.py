@@ -324,11 +324,11 @@ PEERS = {
     ),
     'dataloader_workers': Peer(
         title='torch DataLoader, 2 workers', data='decoded', open=open_torch, package='torch',
-        settings=({'over': 'memmap', 'workers': 2}, {'over': 'shards', 'workers': 2}),
+        reads='mmpipe', settings=({'over': 'memmap', 'workers': 2}, {'over': 'shards', 'workers': 2}),
     ),
     'dataloader_single': Peer(
         title='torch DataLoader, no workers', data='decoded', open=open_torch, package='torch',
-        settings=({'over': 'memmap', 'workers': 0}, {'over': 'shards', 'workers': 0}),
+        reads='mmpipe', settings=({'over': 'memmap', 'workers': 0}, {'over': 'shards', 'workers': 0}),
     ),
     'pixeltable': Peer(
         title='Pixeltable to_pytorch_dataset', data='decoded', prepare=prepare_pixeltable, open=open_pixeltable,

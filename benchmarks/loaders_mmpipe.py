@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ DELTAS = 100
 BLOCK = 425  # rows of it, some 64 MB
 MANY_SHAPE = (3, 64, 64)
 THREADS = 2
+AHEAD = 2  # batches, as the loader has
 TURNS_S = 3  # times as long as loaders are timed, since a difference of two is wanted
 Measured = dict[str, tuple[float, str]]
 
@@ -155,7 +158,8 @@ PEERS = {
         settings=({'which': 'fragmented'},),
     ),
     'compacted': Peer(
-        title='mmpipe, the same compacted', data='decoded', open=open_noted, settings=({'which': 'compacted'},)
+        title='mmpipe, the same compacted', data='decoded', open=open_noted, settings=({'which': 'compacted'},),
+        reads='fragmented',
     ),
     'mmpipe_photos': Peer(
         title='mmpipe', data='photos', prepare=prepare_photos, open=open_photos, batches=(64,)
@@ -164,7 +168,7 @@ PEERS = {
         title='mmpipe', data='large', prepare=prepare_photos, open=open_photos, batches=(32,)
     ),
     'mmpipe_large_whole': Peer(
-        title='mmpipe, whole photos decoded', data='large', open=open_large_whole, batches=(32,)
+        title='mmpipe, whole photos decoded', data='large', open=open_large_whole, batches=(32,), reads='mmpipe_large'
     ),
 }  # fmt: skip
 
@@ -209,6 +213,26 @@ def copying(data: Path, own: Path, least_s: float) -> Measured:
     return figures
 
 
+class Gather:
+    """What `BatchTask` does of a batch of images, without all that belongs to it: the same pieces, and no more."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def begin(self, request: Any, allocate: Any, *, parts: int = 1) -> tuple[list[Any], Any]:
+        from mmpipe.data.batch import PIECE_BYTES
+
+        positions = request.positions
+        out = allocate((len(positions), *SHAPE), 'uint8')
+        count = max(1, min(parts, out.nbytes // PIECE_BYTES))
+        bounds = [len(positions) * i // count for i in range(count + 1)]
+
+        def fill(start: int, stop: int) -> None:
+            self.rows.fill('image', positions[start:stop], out[start:stop])
+
+        return [partial(fill, start, stop) for start, stop in pairwise(bounds)], lambda: {'image': out}
+
+
 def bare_epoch(reader: Any, positions: list[np.ndarray]) -> float:
     """Seconds of the gather alone, by the same threads into the same lent memory, of batches that are given."""
     import torch
@@ -217,7 +241,7 @@ def bare_epoch(reader: Any, positions: list[np.ndarray]) -> float:
 
     started, waiting = time.perf_counter(), deque(positions)
     while waiting or reader.pending:
-        while waiting and reader.pending <= THREADS:
+        while waiting and reader.pending < AHEAD:
             reader.submit(Request(waiting.popleft()))
         torch.from_numpy(reader.next()['image'])
     return time.perf_counter() - started
@@ -231,32 +255,28 @@ def whole_epoch(loader: Any) -> float:
     return time.perf_counter() - started
 
 
-def planned(loader: Any, batch: int, epoch: int) -> float:
-    """Seconds of planning alone, in one thread: the order of an epoch, and keys, masks and state of each batch."""
-    from mmpipe.data import epoch_order
-
+def planned(loader: Any, epoch: int) -> float:
+    """Seconds of an epoch's order, the parts of ranks, keys, masks and states alone, in one thread."""
     started = time.perf_counter()
-    order = epoch_order(loader.rows.hashes, SEED, epoch)
-    for start in range(0, len(order), batch):
-        positions = order[start : start + batch]
-        loader.rows.keys[positions].tolist()
-        [np.ones(len(positions), dtype=bool) for _ in loader.fields]
+    for step in loader.batches.steps(epoch):
+        loader.rows.keys[step.positions].tolist()
+        masks = {name: np.ones(len(step.positions), dtype=bool) for name in loader.fields}
+        {name: np.flatnonzero(mask) for name, mask in masks.items()}
         loader.state_dict()
     return time.perf_counter() - started
 
 
 def overhead(data: Path, own: Path, least_s: float) -> Measured:
-    """What order, keys, masks, labels, state and their handling cost, beside the gather of images alone.
+    """What order, keys, masks and state take of an epoch, and what a whole epoch takes beside its gather alone.
 
-    Epochs with and without them take turns. `order_planning`: the part of an epoch's seconds that one thread needs to
-    plan it, which other threads do not wait for.
+    Epochs of all three take turns.
     """
     rows = rows_of(own.parent / 'mmpipe')
     figures: Measured = {}
     for batch in (64, 256):
         over_bare, planning = turns_of(rows, batch, least_s)
-        figures[f'order_overhead_b{batch}'] = (over_bare - 1, 'of the gather')
-        figures[f'order_planning_b{batch}'] = (planning, 'of an epoch')
+        figures[f'order_overhead_b{batch}'] = (planning, 'of an epoch')
+        figures[f'whole_over_gather_b{batch}'] = (over_bare, 'ratio')
     return figures
 
 
@@ -265,13 +285,8 @@ def turns_of(rows: Any, batch: int, least_s: float) -> tuple[float, float]:
     from mmpipe.data.leases import Leases
     from mmpipe.data.threads import ThreadReader
 
-    def gather(request: Any, allocate: Any) -> dict[str, np.ndarray]:
-        out = allocate((len(request.positions), *SHAPE), 'uint8')
-        rows.fill('image', request.positions, out)
-        return {'image': out}
-
     loader = loader_of(rows, batch)
-    reader = ThreadReader(gather, threads=THREADS, allocate=Leases())
+    reader = ThreadReader(Gather(rows), threads=loader.num_workers, allocate=Leases())
     random = np.random.default_rng(0)
     found: list[tuple[float, float, float]] = []
     deadline = time.perf_counter() + TURNS_S * least_s
@@ -282,7 +297,7 @@ def turns_of(rows: Any, batch: int, least_s: float) -> tuple[float, float]:
             bare, whole = bare_epoch(reader, positions), whole_epoch(loader)
         else:
             whole, bare = whole_epoch(loader), bare_epoch(reader, positions)
-        found.append((bare, whole, planned(loader, batch, len(found))))
+        found.append((bare, whole, planned(loader, len(found))))
     reader.close()
     bare, whole, alone = np.array(found[1:]).T  # the first ones touch their memory
     return float(np.median(whole / bare)), float(np.median(alone / whole))

@@ -28,6 +28,7 @@ class Peer:
         shuffle: how well it shuffles, in a word.
         package: distribution whose version is kept.
         streaming: whether it is one of those that stream from their own format.
+        reads: name of another loader whose files it reads.
         owned: whether a batch stays as it is while others are loaded.
     """
 
@@ -40,6 +41,7 @@ class Peer:
     shuffle: str = 'whole epoch'
     package: str = ''
     streaming: bool = False
+    reads: str = ''
     owned: bool = True
 
 

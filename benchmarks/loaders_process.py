@@ -174,6 +174,15 @@ class Loader:
             return check_photos(epoch, data)
         return check_decoded(epoch, data, shuffles=self.peer.shuffle != 'none')
 
+    def warm(self) -> None:
+        """Bring what the loader reads into the page cache, whatever others have read since its last turn."""
+        places = [self.data, self.own, *([self.work / self.peer.reads] if self.peer and self.peer.reads else [])]
+        for path in sorted({path for place in places for path in place.rglob('*')}):
+            if path.is_file():
+                with path.open('rb', buffering=0) as file:
+                    while file.read(1 << 24):
+                        pass
+
     def time(self, batch: int, setting: Mapping[str, Any], least_s: float) -> dict[str, float]:
         """Whole epochs for so long; their contents are looked at between them."""
         from loaders_checks import Seen
