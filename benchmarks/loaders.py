@@ -18,7 +18,7 @@ all average over the pixels that they scale down.
 `encoded_large_over_full_decode`      1600 x 1200 pixels, over the same loader where it decodes whole photos
 
 `first_batch_s`                       from making the loader to its first batch, on 100,000 rows, in a new process
-`order_overhead`                      seconds of an epoch's order, keys, masks and states alone, of those of an epoch, in
+`order_overhead`                      seconds of an epoch's order, keys, masks and states, of those of an epoch, in
                                       turn; the higher of both batch sizes. Beside it, without a wish:
                                       `whole_over_gather_b64`, the epoch over its gather of images alone
 
