@@ -13,6 +13,7 @@ from mmpipe.data.loader import DataLoader
 from mmpipe.errors import ConfigError
 from mmpipe.runs import Run
 from mmpipe.train.distributed import gather_rows, sum_over_ranks
+from mmpipe.train.precision import autocast
 from mmpipe.train.tasks import Task
 
 
@@ -191,7 +192,7 @@ def _outputs(model: nn.Module, loader: Any, tasks: Sequence[Task], precision: st
             for batch in loader:
                 if len(batch['_key']) == 0:  # a rank without rows in the last step
                     continue
-                with torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bf16'):
+                with autocast(precision, device):
                     output = model(batch)
                 yield batch, output
     finally:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,13 +31,20 @@ from mmpipe.runs import Run, create_run, describe_factory, open_run
 from mmpipe.runs.lock import training
 from mmpipe.shards import Rows
 from mmpipe.shards.root import place_of
-from mmpipe.train.distributed import from_rank_0, same_on_all
+from mmpipe.train.balancing import Balancing, check_balancing, name_of
+from mmpipe.train.callbacks import Callback
+from mmpipe.train.compiling import compile_parts
+from mmpipe.train.distributed import from_rank_0
 from mmpipe.train.evaluate import fields_of, tasks_of
 from mmpipe.train.loop import Loop
+from mmpipe.train.precision import check_precision
 from mmpipe.train.random_numbers import borrowed_generators, seed_generators
 from mmpipe.train.resume import check_resumed, unfinished_run
 from mmpipe.train.tasks import Task
 
+OUTSIDE = ('progress', 'runs', 'device', 'callbacks')
+"""Settings about this process, not about what is trained."""
+SCHEDULES = ('constant', 'cosine')
 Progress = Callable[[str, int, int, str], None]
 """progress(stage, done, total, unit), as in progress('train', 640, 4000, 'rows')."""
 
@@ -54,8 +61,15 @@ class Trainer:
         schedule: 'constant', or 'cosine' down to 0.
         warmup: optimizer steps of linear growth of the learning rate.
         clip: largest norm of the gradient; None for no clipping.
-        precision: 'fp32', or 'bf16' for autocast (weights stay float32).
-        accumulate: batches per optimizer step.
+        precision: 'fp32'; 'bf16' for autocast (weights stay float32); 'fp16' for autocast with a loss scale.
+        accumulate: batches per optimizer step: the effective batch is this many times the loader's.
+        balancing: how the losses of several tasks become one: 'fixed' by the weights of the tasks, 'uncertainty', or a
+            `mmpipe.train.Balancing`.
+        channels_last: lay images and weights of convolutions out with their channels last.
+        compile: compile encoders, fusion and heads with `torch.compile`: True, or its mode.
+        skip_nonfinite: so many steps whose loss is not finite change nothing and are recorded with their rows; after
+            more the training goes back to its last checkpoint and leaves them out; after as many again it stops.
+        callbacks: told of what happens, in order; see `mmpipe.train.Callback`.
         seed: of the initial weights, dropout and other draws; the order is the loader's seed.
         device: where to train; must be the loaders'. The training loader's when 'auto'.
         runs: folder of the runs; the project's `.mmpipe/runs` when None.
@@ -86,6 +100,11 @@ class Trainer:
     clip: float | None = None
     precision: str = 'fp32'
     accumulate: int = 1
+    balancing: str | Balancing = 'fixed'
+    channels_last: bool = False
+    compile: bool | str = False
+    skip_nonfinite: int = 3
+    callbacks: Sequence[Callback] = ()
     seed: int = 0
     device: str = 'auto'
     runs: str | os.PathLike[str] | None = None
@@ -106,13 +125,18 @@ class Trainer:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ConfigError(f'Trainer({name}={value!r}): a whole number from 1 on is meant.')
-        if self.weight_decay < 0 or self.warmup < 0:
-            raise ConfigError(f'Trainer(weight_decay={self.weight_decay}, warmup={self.warmup}): not below 0.')
-        for name, words in (('precision', ('fp32', 'bf16')), ('schedule', ('constant', 'cosine'))):
-            if getattr(self, name) not in words:
-                raise ConfigError(
-                    f'Trainer({name}={getattr(self, name)!r}): one of {", ".join(map(repr, words))} is meant.'
-                )
+        for name in ('weight_decay', 'warmup', 'skip_nonfinite'):
+            if getattr(self, name) < 0:
+                raise ConfigError(f'Trainer({name}={getattr(self, name)}): not below 0.')
+        check_precision(self.precision)
+        check_balancing(self.balancing)
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(
+                f'Trainer(schedule={self.schedule!r}): one of {", ".join(map(repr, SCHEDULES))} is meant.'
+            )
+        wrong = [each for each in self.callbacks if not isinstance(each, Callback)]
+        if wrong:
+            raise ConfigError(f'Trainer(callbacks=[{wrong[0]!r}]): derive it from mmpipe.train.Callback.')
 
     def fit(
         self,
@@ -197,7 +221,10 @@ class Trainer:
                     _carry_weights(model, open_run(lineage['path']), lineage['new_tasks'])
                 if hasattr(model, 'fit_buffers'):
                     model.fit_buffers(train.seen)  # type: ignore[operator]
-            same_on_all(model, parameters=True)
+            if self.channels_last:
+                model.to(memory_format=torch.channels_last)
+            if self.compile:
+                compile_parts(model, mode=None if self.compile is True else str(self.compile))
             if run is None:
                 run = self._start(name, description, reason, val, lineage)
             with training(run) if world()[0] == 0 else nullcontext():
@@ -213,7 +240,8 @@ class Trainer:
         3
         """
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {key: value for key, value in settings.items() if key not in ('progress', 'runs', 'device')}
+        settings = {key: value for key, value in settings.items() if key not in OUTSIDE}
+        return {**settings, 'balancing': name_of(self.balancing)}
 
     def _check_loaders(self, train: DataLoader, val: DataLoader | None) -> None:
         for what, loader in (('train', train), ('val', val)):
