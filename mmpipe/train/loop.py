@@ -293,13 +293,19 @@ class Loop:
             )
             _log.warning('run %s: %s; it changed nothing', self.run.id, what)
             if len(self.skipped) > self.config.skip_nonfinite:
-                if not self.left_out and self.run.newest_checkpoint() is not None:
+                if self._may_go_back():
                     raise _GoBack
                 since = ' since it went back to a checkpoint' if self.left_out else ''
                 raise TrainError(
                     f'Run {self.run.id}: {what}. It left out {how_many(len(self.skipped), "such step")}{since}. '
                     f'{self._ways_out()}'
                 )
+
+    def _may_go_back(self) -> bool:
+        """Whether there is something to leave out that was not before, not too much of it, and where to go."""
+        most = 2 * self.config.skip_nonfinite + 1
+        few = len(self.skipped) > 0 and len(self.skipped) + len(self.left_out) <= most
+        return few and self.run.newest_checkpoint() is not None
 
     def _keys_of(self, step: int) -> list[str]:
         """Keys of all rows of a step (from 1 on), on all ranks."""
@@ -310,9 +316,10 @@ class Loop:
 
     def _go_back(self) -> None:
         """To the last checkpoint; the steps that were not finite are not taken from there."""
-        self.left_out |= {step - 1 for step in self.skipped}
-        self.skipped.clear()
+        wrong, self.skipped = self.skipped, []
         self._restore()
+        self.left_out |= {step - 1 for step in wrong}
+        self._append([{'step': self.step, 'leaves_out': step, 'keys': self._keys_of(step)} for step in wrong])
         _log.warning(
             'run %s: went back to its checkpoint of step %d; %s from there will be left out',
             self.run.id, self.step, how_many(len(self.left_out), 'step'),
@@ -349,7 +356,7 @@ class Loop:
             return
         # Which steps did it? Those that were not finite; they leave statistics of BatchNorm behind, for one.
         self._look_at(self.unread.read().bad)
-        if self.skipped and not self.left_out and self.run.newest_checkpoint() is not None:
+        if self._may_go_back():
             raise _GoBack
         more = f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''
         raise TrainError(
@@ -372,7 +379,7 @@ class Loop:
             self.sums.copy_(torch.tensor(state['sums']))
             self.unread.load(state['unread'], self.device)
             self.metrics = state['metrics']
-            self.left_out |= set(state['left_out'])
+            self.left_out = set(state['left_out'])
             self.skipped = state['skipped']
         if world()[0] == 0:
             cut_metrics(self.run, self.step)
