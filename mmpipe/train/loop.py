@@ -19,11 +19,13 @@ pass included; after as many again it stops.
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import itertools
 import logging
 import math
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,13 +35,14 @@ from mmpipe.data.loader import DataLoader, world
 from mmpipe.errors import TrainError
 from mmpipe.runs import Run, open_run, update_run
 from mmpipe.runs.record import append_metrics, cut_metrics, drop_checkpoints, sync_metrics
+from mmpipe.train.average import Average
 from mmpipe.train.balancing import make_balancing
 from mmpipe.train.callbacks import StopTraining
-from mmpipe.train.checkpoint import load_checkpoint, save_checkpoint, seconds_between
+from mmpipe.train.checkpoint import Keep, load_checkpoint, save_checkpoint, seconds_between
 from mmpipe.train.distributed import from_rank_0, sum_over_ranks
 from mmpipe.train.evaluate import evaluate
 from mmpipe.train.interrupt import Interrupt, noted_interrupt
-from mmpipe.train.optimizer import learning_rate, make_optimizer
+from mmpipe.train.optimizer import groups_of, learning_rate, make_optimizer, scheduled, set_groups
 from mmpipe.train.random_numbers import seed_generators
 from mmpipe.train.step import Stepper
 from mmpipe.train.strategy import Replicated
@@ -84,9 +87,21 @@ class Loop:
         self.callbacks = trainer.callbacks if world()[0] == 0 else ()
         self.strategy = Replicated()
         balancing = make_balancing(trainer.balancing, tasks).to(self.device)
-        learning = nn.ModuleDict({'model': model, 'balancing': balancing})
+        self.average = None if trainer.ema is None else Average(model, decay=trainer.ema)
+        self.parts: dict[str, nn.Module] = {'balancing': balancing}  # beside the model in a checkpoint
+        if self.average is not None:
+            self.parts['average'] = self.average.model
+        self.keep = Keep(newest=trainer.keep_checkpoints, best=trainer.keep_best, every=trainer.keep_every)
         self.model = self.strategy.prepare(model)
-        self.optimizer = make_optimizer(learning, lr=trainer.lr, weight_decay=trainer.weight_decay)
+        self.optimizer = make_optimizer(
+            nn.ModuleDict({'model': model, 'balancing': balancing}),
+            lr=trainer.lr,
+            weight_decay=trainer.weight_decay,
+            layer_decay=trainer.layer_decay,
+            frozen_too=trainer.unfreeze is not None,
+            factory=trainer.optimizer,
+        )
+        self.scheduler = None if trainer.scheduler is None else scheduled(trainer.scheduler, self.optimizer)
         self.stepper = Stepper(
             self.model,
             tasks,
@@ -170,6 +185,7 @@ class Loop:
         """From where the loader stands to the end of the epoch, or of the training."""
         epoch = bisect.bisect_right(self.ends, self.step) - 1
         last = min(self.total, self.ends[epoch + 1])
+        self._unfreeze(epoch)
         self.model.train()
         batches = iter(self.loader)
         began, first = time.monotonic(), self.step
@@ -189,7 +205,8 @@ class Loop:
         if last == self.ends[epoch + 1]:
             self.loader.set_epoch(epoch + 1)
         self._end_epoch(epoch)
-        if self.step == self.total or self._stopping() or self._checkpoint_due():
+        evaluated = self.keep.best is not None and bool(self.metrics)
+        if self.step == self.total or self._stopping() or self._checkpoint_due() or evaluated:
             self._save()
             self._stop_if_asked()
 
@@ -198,10 +215,25 @@ class Loop:
         config = self.config
         # All that is random in a step is a function of its number, so a checkpoint stores no generator.
         seed_generators(self.device, config.seed, self.step, world()[0])
-        factor = learning_rate(self.step, peak=1.0, schedule=config.schedule, warmup=config.warmup, total=self.total)
+        factor = None
+        if self.scheduler is None:
+            factor = learning_rate(
+                self.step, peak=1.0, schedule=config.schedule, warmup=config.warmup, total=self.total
+            )
         taken = self.stepper(micro, self._labels(micro), factor=factor)
+        if self.scheduler is not None:
+            self.scheduler.step()
+        if self.average is not None:
+            self.average.update()
         self.sums += taken[:-1].where(taken[-1, 1] == 0, 0.0)
         self.unread.add(self.step + 1, taken)
+
+    def _unfreeze(self, epoch: int) -> None:
+        """What trains from this epoch on."""
+        due = [each for each in self.config.unfreeze or {} if each <= epoch]
+        if due:
+            self.model.freeze(self.config.unfreeze[max(due)])  # type: ignore[operator,index]
+        self.stepper.refresh()
 
     def _labels(self, micro: list[dict[str, Any]]) -> list[float]:
         """Labelled rows per task in this step, over micro-batches and ranks; known without asking the device."""
@@ -254,7 +286,9 @@ class Loop:
         due = self.step == self.total or (epoch + 1) % self.config.evaluate_every == 0
         found: dict[str, Any] = {}
         if self.val is not None and due:
-            found = _finite_or_none(evaluate(self.model, self.val, tasks=self.tasks, precision=self.config.precision))
+            with nullcontext() if self.average is None else self.average.applied():
+                found = evaluate(self.model, self.val, tasks=self.tasks, precision=self.config.precision)
+            found = _finite_or_none(found)
             self.metrics = line['val'] = found
             self.model.train()
         self._append([line])
@@ -334,12 +368,17 @@ class Loop:
             'metrics': self.metrics,
             'left_out': sorted(self.left_out),
             'skipped': self.skipped,
+            'scaler': self.stepper.scaler.state_dict(),
+            'scheduler': None if self.scheduler is None else self.scheduler.state_dict(),
+            'groups': groups_of(self.optimizer),
         }
         began = time.monotonic()
         self._check_weights()
+        if self.average is not None:
+            self.average.settle()
         if world()[0] == 0:
             sync_metrics(self.run)
-            save_checkpoint(self.run, self.model, self.optimizer, state)
+            save_checkpoint(self.run, self.model, self.optimizer, state, parts=self.parts, keep=self.keep)
         self.saved_at = time.monotonic()
         self.save_took = self.saved_at - began
 
@@ -372,8 +411,8 @@ class Loop:
 
     def _restore(self) -> None:
         folder = self.run.newest_checkpoint()
-        state = load_checkpoint(folder, self.model, self.optimizer) if folder is not None else None
-        if state is not None:
+        if folder is not None:
+            state = load_checkpoint(self.run, folder, self.model, self.optimizer, parts=self.parts)
             self.step = state['step']
             self.loader.load_state_dict(state['loader'])
             self.sums.copy_(torch.tensor(state['sums']))
@@ -381,9 +420,14 @@ class Loop:
             self.metrics = state['metrics']
             self.left_out = set(state['left_out'])
             self.skipped = state['skipped']
+            if state['scaler']:
+                self.stepper.scaler.load_state_dict(state['scaler'])
+            if self.scheduler is not None:
+                self.scheduler.load_state_dict(state['scheduler'])
+            set_groups(self.optimizer, state['groups'])
         if world()[0] == 0:
             cut_metrics(self.run, self.step)
-            drop_checkpoints(self.run, keep=1)
+            drop_checkpoints(self.run, **dataclasses.asdict(self.keep) | {'best': self.keep.best is not None})
 
     def _append(self, lines: list[dict[str, Any]]) -> None:
         if world()[0] == 0:

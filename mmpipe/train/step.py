@@ -70,6 +70,8 @@ class Stepper:
         self.scaler = loss_scaler(precision, device)
         self.parameters = [p for group in optimizer.param_groups for p in group['params']]
         self.stds = target_stds(model)
+        self.trained: list[nn.Parameter] = []
+        self.refresh()
         for group in optimizer.param_groups:
             group.setdefault('initial_lr', group['lr'])
         # What such an optimizer takes along with its gradients: whether to leave the update out.
@@ -86,7 +88,7 @@ class Stepper:
         Returns:
             float32 `[tasks + 1, 2]`, over all ranks: per task the sum of losses and the labelled rows; in the last row
             the loss of the step, and 1 where it (or the gradient, if that is clipped) is not finite, so that nothing
-            was updated, else 0.
+            was updated, else 0. An overflow of fp16 is no such step.
         """
         if factor is not None:
             for group in self.optimizer.param_groups:
@@ -104,11 +106,17 @@ class Stepper:
         if self.clip is not None:
             if self.scaler.is_enabled():
                 self.scaler.unscale_(self.optimizer)
-            finite = finite & torch.isfinite(self.strategy.clip(self.parameters, self.clip)).all()
+            norm = self.strategy.clip(self.parameters, self.clip)
+            if not self.scaler.is_enabled():  # of fp16, overflows are part of finding a scale
+                finite = finite & torch.isfinite(norm)
         taken[-1, 1] = 1 - finite.float()
         self._update(taken[-1, 1])
         self.strategy.settle(self.model)
         return taken
+
+    def refresh(self) -> None:
+        """Look again at which parameters are trained, and which are frozen."""
+        self.trained = [parameter for parameter in self.parameters if parameter.requires_grad]
 
     def _backward(self, batch: dict[str, Any], counts: Sequence[float], taken: torch.Tensor, share: float) -> None:
         """Add the gradients of one micro-batch, and to `taken` its part of the losses."""
@@ -127,7 +135,7 @@ class Stepper:
                 taken[position] += torch.stack([loss.detach(), rows])
         if losses:
             taken[-1, 0] += self.balancing.backward(
-                losses, share=share, parameters=self.parameters, scale=self.scaler.scale
+                losses, share=share, parameters=self.trained, scale=self.scaler.scale
             )
 
     def _update(self, bad: torch.Tensor) -> None:
