@@ -129,7 +129,11 @@ def block(count: int) -> Block:
 
 
 def main() -> None:
-    root = Path(tempfile.mkdtemp())
+    with tempfile.TemporaryDirectory() as folder:
+        train_with_each_balancing(Path(folder))
+
+
+def train_with_each_balancing(root: Path) -> None:
     fields = [
         Field(name='image', kind='tensor', dtype='uint8', shape=(1, SIDE, SIDE)),
         Field(name='outline', kind='tensor', dtype='uint8', shape=(SIDE, SIDE)),

@@ -42,6 +42,7 @@ from mmpipe.train.loop import Loop
 from mmpipe.train.optimizer import OptimizerFactory, SchedulerFactory, name_of_factory
 from mmpipe.train.precision import check_precision
 from mmpipe.train.random_numbers import borrowed_generators, seed_generators
+from mmpipe.train.recompute import forget_blocks
 from mmpipe.train.resume import check_resumed, unfinished_run
 from mmpipe.train.tasks import Task
 
@@ -83,6 +84,8 @@ class Trainer:
         balancing: how the losses of several tasks become one: 'fixed' by the weights of the tasks, 'uncertainty', or a
             `mmpipe.train.Balancing`.
         channels_last: lay images and weights of convolutions out with their channels last.
+        recompute: activation checkpointing: True for every block that repeats, 'matmuls' to keep products of matrices,
+            convolutions and attention, or names of modules; see `mmpipe.train.recompute`.
         compile: compile encoders, fusion and heads with `torch.compile`: True, or its mode.
         skip_nonfinite: so many steps whose loss is not finite change nothing and are recorded with their rows; after
             more the training goes back to its last checkpoint and leaves them out; after as many again it stops.
@@ -128,6 +131,7 @@ class Trainer:
     accumulate: int = 1
     balancing: str | Balancing = 'fixed'
     channels_last: bool = False
+    recompute: bool | str | Sequence[str] = False
     compile: bool | str = False
     skip_nonfinite: int = 3
     callbacks: Sequence[Callback] = ()
@@ -262,6 +266,8 @@ class Trainer:
                     model.fit_buffers(train.seen)  # type: ignore[operator]
             if self.channels_last:
                 model.to(memory_format=torch.channels_last)
+            if self.recompute:
+                forget_blocks(model, self.recompute)
             if self.compile:
                 compile_parts(model, mode=None if self.compile is True else str(self.compile))
             if run is None:

@@ -19,8 +19,8 @@ SAYS = {
     '02_incremental.py': ['cells computed: none', "'pixels': 2", '2 of 13 rows written, 1 masked'],
     '03_bring_your_own_data_no_pixeltable.py': ['masked losses, all rows', 'complete rows only'],
     '04_plain_torch_dataloader.py': ['torch.uint8 (', 'collated by workers', 'gathered whole'],
-    '07_your_own_parts.py': ['uncertainty', 'PCGrad()', 'outline (val): loss'],
     '05_transfer.py': ['digits/0002: head only', 'weights of digits/0001', 'rebuilt'],
+    '07_your_own_parts.py': ['uncertainty', 'PCGrad()', 'outline (val): loss'],
 }
 
 

@@ -185,7 +185,7 @@ OWN = {
         OWN,
         {'ema': 0.9, 'balancing': 'uncertainty', 'layer_decay': 0.7},
         {'precision': 'fp16', 'accumulate': 2, 'clip': 1.0},
-        {'unfreeze': {0: 1, 2: None}, 'schedule': 'constant', 'warmup': 2},
+        {'unfreeze': {0: 1, 2: None}, 'warmup': 2, 'recompute': ['encoders.photo.stages']},
     ],
     ids=['own', 'averaged', 'fp16', 'unfrozen'],
 )
