@@ -74,12 +74,18 @@ class Process:
 
     def stop(self, *, patience_s: float = 0) -> None:
         """End it, with all processes that it started; it has so long for ending by itself."""
+        self.pause(False)
         with suppress(subprocess.TimeoutExpired, BrokenPipeError):
             self.process.stdin.close()
             self.process.wait(patience_s)
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+    def pause(self, paused: bool) -> None:
+        """Stop it and what it started, or let them go on: some loaders work on when nobody asks them to."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGSTOP if paused else signal.SIGCONT)
 
     def cpu_s(self) -> float:
         """Seconds of processor time that it and what it started have used."""
