@@ -46,7 +46,8 @@ def _installed() -> tuple[tuple[str, str], ...]:
         return entry.style == 'normal' and entry.weight in (400, 'normal', 'regular') and entry.name != USUAL
 
     found = {entry.name: entry.fname for entry in font_manager.fontManager.ttflist if upright(entry)}
-    return tuple(sorted(found.items(), key=lambda item: (not item[0].startswith('Noto Sans'), 'Sans' not in item[0], item)))
+    wanted = sorted(found, key=lambda name: (not name.startswith('Noto Sans'), 'Sans' not in name, name))
+    return tuple((name, found[name]) for name in wanted)
 
 
 @cache

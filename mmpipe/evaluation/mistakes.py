@@ -165,15 +165,16 @@ def _said(some: Labelled, words: Sequence[str]) -> list[tuple[Any, Any, Any]]:
         return []
     if isinstance(some.task, Classification):
         shares = probabilities(some)
-        best = shares.argmax(axis=1)
-        right = some.target.astype(np.int64)
-        return [(words[t], words[p], float(shares[i, p])) for i, (t, p) in enumerate(zip(right, best, strict=True))]
+        truths = some.target.astype(np.int64).tolist()
+        named = zip(truths, shares.argmax(axis=1).tolist(), shares.max(axis=1).tolist(), strict=True)
+        return [(words[truth], words[predicted], share) for truth, predicted, share in named]
     if isinstance(some.task, Multilabel):
         shares = probabilities(some)
         lines = []
         for target, share, logit in zip(some.target, shares, some.output, strict=True):
-            said = np.flatnonzero(logit > 0)
-            lines.append(([words[c] for c in np.flatnonzero(target)], [words[c] for c in said], share[said].tolist()))
+            said = np.flatnonzero(logit > 0).tolist()
+            there = np.flatnonzero(target).tolist()
+            lines.append(([words[c] for c in there], [words[c] for c in said], share[said].tolist()))
         return lines
     if isinstance(some.task, Regression):
         return [(t, p, None) for t, p in zip(some.target.tolist(), some.output.tolist(), strict=True)]

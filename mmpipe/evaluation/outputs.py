@@ -119,11 +119,8 @@ def collect(
     gathered = {}
     for task in tasks:
         columns = [torch.cat(column) for column in zip(*parts[task.name], strict=True)] or nothing
-        rows, *values = [
-            gather_rows(column).cpu().numpy() for column in (columns[0] + before, *columns[1:])
-        ]
-        order = np.argsort(rows, kind='stable')
-        gathered[task.name] = _checked(task, rows.astype(np.int64), values, order, all_keys)
+        columns = [columns[0] + before, *columns[1:]]
+        gathered[task.name] = _ordered(task, [gather_rows(column).cpu().numpy() for column in columns], all_keys)
     return Outputs(keys=all_keys, tasks=gathered)
 
 
@@ -165,12 +162,14 @@ def _as_wide(task: Task, target: torch.Tensor) -> torch.Tensor:
     return target
 
 
-def _checked(task: Task, rows: np.ndarray, values: list[np.ndarray], order: np.ndarray, keys: np.ndarray) -> Labelled:
-    output, target, loss = (value[order] for value in values)
+def _ordered(task: Task, columns: list[np.ndarray], keys: np.ndarray) -> Labelled:
+    """Rows, outputs, targets and losses in the order of the rows, if all are finite."""
+    order = np.argsort(columns[0], kind='stable')
+    rows, output, target, loss = (column[order] for column in columns)
+    rows = rows.astype(np.int64)
     if len(rows) == 0:  # no rank has a row, so none knows the shapes
         output = np.zeros((0, *task.output_shape), dtype=np.float32)
         target = np.zeros((0, task.outputs) if isinstance(task, Multilabel) else (0,), dtype=np.int64)
-    rows = rows[order]
     finite = np.isfinite(output.reshape(len(rows), -1)).all(axis=1) if len(rows) else np.ones(0, dtype=bool)
     if not finite.all():
         wrong = keys[rows[~finite]]

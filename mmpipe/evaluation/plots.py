@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,38 +55,39 @@ def draw(report: Report, folder: Path) -> list[Path]:
         old.unlink()
     files: list[Path] = []
     # Words are taken as they are: a $ begins no formula.
-    settings = {
+    settings: Any = {
         'font.family': families_for(_texts(report)), 'font.size': 9, 'axes.spines.top': False,
         'axes.spines.right': False, 'text.parse_math': False, 'axes.unicode_minus': False,
     }  # fmt: skip
     with matplotlib.rc_context(settings):
-        for name, make in _plots(report):
+        for name, figure in _plots(report):
             path = folder / f'report-{_file_name(name)}.png'
             if path in files:  # two names that differ in what no file name can hold
                 path = path.with_stem(f'{path.stem}-{len(files)}')
             with io.BytesIO() as content:
-                make().savefig(content, format='png', dpi=DOTS)
+                figure.savefig(content, format='png', dpi=DOTS)
                 write_bytes(path, content.getbuffer())
             files.append(path)
     return files
 
 
-def _plots(report: Report) -> Iterator[tuple[str, Callable[[], Any]]]:
+def _plots(report: Report) -> Iterator[tuple[str, Any]]:
+    """(name, figure) one after the other."""
     for task in report.tasks:
         if task.calibration is not None:
-            yield f'reliability-{task.name}', lambda task=task: reliability_plot(task)
+            yield f'reliability-{task.name}', reliability_plot(task)
         if isinstance(task.mistakes, Confusion):
-            yield f'confusion-{task.name}', lambda task=task: confusion_plot(task)
+            yield f'confusion-{task.name}', confusion_plot(task)
         elif isinstance(task.mistakes, Residuals):
-            yield f'residuals-{task.name}', lambda task=task: residuals_plot(task)
+            yield f'residuals-{task.name}', residuals_plot(task)
         elif task.mistakes:
-            yield f'labels-{task.name}', lambda task=task: labels_plot(task)
+            yield f'labels-{task.name}', labels_plot(task)
         if report.thumbnails and task.worst:
-            yield f'worst-{task.name}', lambda task=task: worst_plot(task, report)
+            yield f'worst-{task.name}', worst_plot(task, report)
     for by in dict.fromkeys(each.by for each in report.slices):
-        yield f'slices-{by}', lambda by=by: slices_plot(report, by)
+        yield f'slices-{by}', slices_plot(report, by)
     if report.curves:
-        yield 'curves', lambda: curves_plot(report)
+        yield 'curves', curves_plot(report)
 
 
 def _texts(report: Report) -> list[str]:
@@ -145,16 +146,17 @@ def confusion_plot(task: TaskReport) -> Any:
     axes.set(xlabel='predicted', ylabel='true')
     rest = f' (the {MOST} most mistaken of {len(found.classes)})' if left_out > 0 else ''
     axes.set_title(f'{cut(task.name, 30)}, {task.n:,} rows{rest}', loc='left')
+    size = 6.5 if many > 12 else 8.5
     for i, j in zip(*np.nonzero(counts), strict=True):
         shade = 'white' if shares[i, j] > 0.55 else 'black'
-        axes.text(j, i, _compact(int(counts[i, j])), ha='center', va='center', color=shade, size=6.5 if many > 12 else 8.5)
+        axes.text(j, i, _compact(int(counts[i, j])), ha='center', va='center', color=shade, size=size)
     figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, label='share of the class')
     return figure
 
 
 def labels_plot(task: TaskReport) -> Any:
     """Right, wrong and missed predictions of each label."""
-    found = sorted(task.mistakes, key=lambda each: each.tp + each.fn)[-2 * MOST :]  # type: ignore[arg-type,union-attr]
+    found = sorted(task.mistakes, key=lambda each: each.tp + each.fn)[-2 * MOST :]  # type: ignore[arg-type]
     figure = _figure(7.0, 1.3 + 0.24 * len(found))
     axes = figure.subplots()
     place = np.arange(len(found))
@@ -178,9 +180,10 @@ def residuals_plot(task: TaskReport) -> Any:
     figure = _figure(6.0, 2.4)
     axes = figure.subplots()
     at = dict(found.quantiles)
+    bar = {'color': BLUE, 'solid_capstyle': 'butt'}
     axes.plot([at[0.0], at[1.0]], [0, 0], color=GREY, linewidth=1)
-    axes.plot([at[0.05], at[0.95]], [0, 0], color=BLUE, linewidth=4, alpha=0.5, solid_capstyle='butt', label='90 % of the rows')
-    axes.plot([at[0.25], at[0.75]], [0, 0], color=BLUE, linewidth=12, solid_capstyle='butt', label='half of the rows')
+    axes.plot([at[0.05], at[0.95]], [0, 0], linewidth=4, alpha=0.5, label='90 % of the rows', **bar)
+    axes.plot([at[0.25], at[0.75]], [0, 0], linewidth=12, label='half of the rows', **bar)
     axes.plot([at[0.5]], [0], 'o', color='white', markeredgecolor=BLUE, label='median')
     axes.axvline(0, color='black', linewidth=0.8, linestyle='--')
     axes.set(yticks=[], xlabel='predicted less true, in the unit of the target', ylim=(-1, 1))
@@ -256,27 +259,40 @@ def curves_plot(report: Report) -> Any:
 
 
 def worst_plot(task: TaskReport, report: Report) -> Any:
-    """A sheet of the rows with the highest loss; an empty frame for those without a picture."""
+    """A sheet of the rows with the highest loss; a grey square for those without a picture."""
     across = min(5, len(task.worst))
     down = math.ceil(len(task.worst) / across)
     figure = _figure(2.0 * across, 2.6 * down + 0.3)
     every = figure.subplots(down, across, squeeze=False).ravel()
     for axes in every:
         axes.set(xticks=[], yticks=[])
+        axes.set_box_aspect(1)
         axes.set_frame_on(False)
     for axes, row in zip(every, task.worst, strict=False):
         picture = report.thumbnails.get(row.key)
         if picture is None:
+            axes.set_facecolor('#f0f0f0')
             axes.set_frame_on(True)
+            axes.spines[:].set_visible(False)
             axes.text(0.5, 0.5, 'no picture', ha='center', va='center', color=GREY, transform=axes.transAxes)
         else:
-            axes.imshow(picture)
+            axes.imshow(_squared(picture))
         lines = [cut(row.key, 24)]
         if row.truth is not None:
             lines += [f'is {_short(row.truth)}', f'said {_short(row.predicted)}']
         axes.set_title('\n'.join([*lines, f'loss {number(row.loss)}']), size=7.5, loc='left')
     figure.suptitle(f'{cut(task.name, 40)}: highest loss', x=0.01, ha='left')
     return figure
+
+
+def _squared(picture: np.ndarray) -> np.ndarray:
+    """With white above and below, or on both sides."""
+    high, wide = picture.shape[:2]
+    side = max(high, wide)
+    square = np.full((side, side, 3), 255, dtype=np.uint8)
+    top, left = (side - high) // 2, (side - wide) // 2
+    square[top : top + high, left : left + wide] = picture
+    return square
 
 
 def _figure(width: float, height: float) -> Any:
@@ -292,8 +308,9 @@ def _whole_numbers(axis: Any) -> None:
 
 
 def _short(value: Any) -> str:
-    text = ', '.join(value) or 'nothing' if isinstance(value, list) else value if isinstance(value, str) else number(value)
-    return cut(text, 20)
+    if isinstance(value, list):
+        value = ', '.join(value) or 'nothing'
+    return cut(value if isinstance(value, str) else number(value), 20)
 
 
 def _compact(count: int) -> str:

@@ -85,8 +85,8 @@ def report(
       mae                      0
       rmse                     0
       r2                       -
-      residuals                mean 0; 5 % 0, 25 % 0, 50 % 0, 75 % 0, 95 % 0
-      worst rows               a                            loss 0  1.5 -> 1.5
+      residuals                5/25/50/75/95 %: 0, 0, 0, 0, 0; mean 0
+      worst rows               a  loss 0  1.5 -> 1.5
     <BLANKLINE>
     by kind
       task         part                         n  metric    value                      vs whole

@@ -6,8 +6,8 @@ Permutation Tests, 2000; with the observed part counted among them, Phipson, Smy
 for parts that are all right, too, where an interval says nothing. Where rows come in groups, a random part is made of
 whole groups, the last of them cut, which is right for parts that do not cut groups, and careful for others.
 
-One metric per task is compared: accuracy, micro F1, mean absolute error, or else the loss. Of all parts of a report that
-are compared, those marked hold at most 5 % of false ones in the mean (Benjamini, Hochberg: Controlling the False
+One metric per task is compared: accuracy, micro F1, mean absolute error, or else the loss. Of all parts of a report
+that are compared, those marked hold at most 5 % of false ones in the mean (Benjamini, Hochberg: Controlling the False
 Discovery Rate, 1995). Parts of less than 10 rows are not compared.
 """
 
@@ -88,7 +88,8 @@ def parts_of(values: Sequence[Any]) -> dict[str, np.ndarray]:
     """Parts of rows by the value that they have.
 
     Words and truth values: a part each, the largest first; of more than 30, the smallest are one part. Numbers (to six
-    digits) in rising order; of more than 30 values: four parts of about as many rows. Missing ones are a part by themselves.
+    digits) in rising order; of more than 30 values: four parts of about as many rows. Missing ones are a part by
+    themselves.
 
     Args:
         values: one per row; None where missing; a list where a row is in several parts.
@@ -189,7 +190,8 @@ def compared(
         mine = [i for i in testable if slices[i].task == task]
         sizes = np.array([slices[i].n for i in mine])
         differences = np.array([slices[i].difference for i in mine], dtype=np.float64)
-        p[mine] = permutation_p(found[task], groups, sizes, differences, times=times, draw=generator(seed, task, 'parts'))
+        draw = generator(seed, task, 'parts')
+        p[mine] = permutation_p(found[task], groups, sizes, differences, times=times, draw=draw)
     marked = set(np.array(testable)[discoveries(p[testable])].tolist()) if testable else set()
     return tuple(
         replace(each, p=float(p[i]), differs=i in marked) if i in testable else each for i, each in enumerate(slices)
@@ -303,7 +305,7 @@ def _named(by: Any) -> dict[str, Any]:
             named[getattr(what, '__name__', type(what).__name__)] = what
         else:
             raise ConfigError(
-                f"by= holds a {type(what).__name__}: give names of fields, functions of the rows, or {{name: values}}, "
+                f'by= holds a {type(what).__name__}: give names of fields, functions of the rows, or {{name: values}}, '
                 f"as in by={{'age': ages}}."
             )
     return named

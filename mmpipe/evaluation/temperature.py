@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -64,6 +63,7 @@ def calibrate(
 def best_temperature(found: Labelled) -> float:
     """The temperature of one task; the negative log-likelihood is convex in its inverse, so its slope is bisected.
 
+    >>> import numpy as np
     >>> from mmpipe.train.tasks import classification
     >>> logits = np.float32([[4, 0]] * 4)  # says 98 %, and is right in 3 of 4: log(3) would say so
     >>> found = Labelled(task=classification('kind', 2), rows=np.arange(4), output=logits,

@@ -71,14 +71,15 @@ def _task(task: TaskReport, report: Report) -> Iterator[str]:
         found, heat = task.calibration, report.temperature.get(task.name)
         at = f', at temperature {heat:.3g}' if heat is not None else ''
         yield (
-            f'  {"calibration":<24} ECE {number(found.ece)} ({len(found.bins)} bins of equal width), '
-            f'{number(found.ece_mass)} (of equal mass), Brier {number(found.brier)}{at}'
+            f'  {"calibration":<24} ECE {number(found.ece)}, by equal mass {number(found.ece_mass)} '
+            f'({len(found.bins)} bins); Brier {number(found.brier)}{at}'
         )
     yield from _mistakes(task.mistakes)
+    longest = min(28, max((len(row.key) for row in task.worst[:SHOWN]), default=0))
     for i, row in enumerate(task.worst[:SHOWN]):
         head = 'worst rows' if i == 0 else ''
         said = '' if row.truth is None else f'  {_value(row.truth)} -> {_value(row.predicted)}{_sure(row.probability)}'
-        yield f'  {head:<24} {cut(row.key, 28):<28} loss {number(row.loss)}{said}'
+        yield f'  {head:<24} {cut(row.key, longest):<{longest}}  loss {number(row.loss)}{said}'
 
 
 def _mistakes(found: Any) -> Iterator[str]:
@@ -88,8 +89,10 @@ def _mistakes(found: Any) -> Iterator[str]:
         if found.unseen:
             yield f'  {"classes without a row":<24} {", ".join(found.unseen)}'
     elif isinstance(found, Residuals):
-        shown = [f'{100 * share:.0f} % {number(value)}' for share, value in found.quantiles if 0 < share < 1]
-        yield f'  {"residuals":<24} mean {number(found.mean)}; {", ".join(shown)}'
+        inner = [(share, value) for share, value in found.quantiles if 0 < share < 1]
+        shares = '/'.join(f'{100 * share:.0f}' for share, _ in inner)
+        values = ', '.join(number(value) for _, value in inner)
+        yield f'  {"residuals":<24} {shares} %: {values}; mean {number(found.mean)}'
     elif found:
         yield from _labels(found)
 
@@ -107,7 +110,7 @@ def _slices(by: str, slices: list[Slice]) -> Iterator[str]:
     last = ''
     for each in slices:
         metric = each.metrics.get(each.compared, Estimate(value=None))
-        mark = 'few' if each.few else f'p {each.p:.3g}' if each.p is not None else ''
+        mark = 'few' if each.few else '' if each.p is None else _p(each.p)
         gap = '' if each.difference is None else f'{each.difference:+.3g}'
         task = each.task if each.task != last else ''
         last = each.task
@@ -127,6 +130,10 @@ def _estimate(estimate: Estimate) -> str:
     if estimate.low is None:
         return number(estimate.value)
     return f'{number(estimate.value):<8} [{number(estimate.low)}, {number(estimate.high)}]'
+
+
+def _p(value: float) -> str:
+    return 'p<0.001' if value < 0.001 else f'p {value:.3f}'
 
 
 def _value(value: Any) -> str:

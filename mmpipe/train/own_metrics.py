@@ -153,4 +153,6 @@ def _alone(metric: Any) -> Iterator[None]:
 def _plain(value: Any) -> Any:
     """As JSON: a number, or a list of numbers; None for what is no finite number."""
     values = np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value, dtype=np.float64)
-    return np.where(np.isfinite(values), values.astype(object), None).tolist()
+    plain = values.astype(object)
+    plain[~np.isfinite(values)] = None
+    return plain.tolist()
