@@ -45,7 +45,7 @@ def report(
 ) -> Report:
     """How well a model does on some rows: metrics with intervals, calibration, parts, mistakes, and the worst rows.
 
-    The same for any batch size, order and number of ranks, on each of which it returns all of it.
+    The same for any batch size, order and number of ranks, up to rounding; every rank returns all of it.
 
     Args:
         run: a run, its folder or id, or a model.

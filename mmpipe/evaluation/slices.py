@@ -23,7 +23,7 @@ from mmpipe.data.loader import DataLoader
 from mmpipe.errors import ConfigError, DataError
 from mmpipe.evaluation.bootstrap import Estimate, estimates, generator, intervals, numbered
 from mmpipe.evaluation.outputs import Labelled
-from mmpipe.evaluation.weighted import weighted
+from mmpipe.evaluation.weighted import known_kind, weighted
 from mmpipe.train.tasks import Classification, Multilabel, Regression
 
 FEW = 10  # rows, below which a part is marked and not compared
@@ -124,7 +124,8 @@ def parts_of(values: Sequence[Any]) -> dict[str, np.ndarray]:
         found[f'(others: {len(rest):,} values)'] = np.array([bool(words & rest) for words in held], dtype=bool)
     missing = np.array([value is None or (several and not words) for value, words in zip(values, held, strict=True)])
     if missing.any():
-        found['(none)' if several else '(missing)'] = missing.astype(bool)
+        name = '(none)' if several else '(missing)'
+        found[name] = missing.astype(bool) | found.get(name, False)  # somebody may have written that word
     return found
 
 
@@ -269,8 +270,8 @@ def discoveries(p: np.ndarray, *, share: float = FALSE_SHARE) -> np.ndarray:
 
 def compared_metric(found: Labelled) -> str:
     """The metric of a task by which parts are compared with the whole."""
-    names = {Classification: 'accuracy', Multilabel: 'micro_f1', Regression: 'mae'}
-    return next((name for kind, name in names.items() if isinstance(found.task, kind)), 'loss')
+    names: dict[Any, str] = {Classification: 'accuracy', Multilabel: 'micro_f1', Regression: 'mae'}
+    return names.get(known_kind(found.task), 'loss')
 
 
 def _sums(found: Labelled) -> tuple[np.ndarray, np.ndarray, Callable[[Any], Any]]:
@@ -365,4 +366,4 @@ def _binned(values: Sequence[Any]) -> dict[str, np.ndarray]:
 
 
 def _word(value: Any) -> str:
-    return f'{value:.6g}' if isinstance(value, float) else str(value)
+    return f'{value + 0.0:.6g}' if isinstance(value, float) else str(value) or '(empty)'  # -0.0 is 0

@@ -13,7 +13,7 @@ import numpy as np
 
 from mmpipe.evaluation.outputs import Labelled
 from mmpipe.train.own_metrics import OwnMetric, measure_own
-from mmpipe.train.tasks import Classification, Multilabel, Regression
+from mmpipe.train.tasks import Classification, Multilabel, Regression, Task
 
 Weighted = Callable[[np.ndarray], dict[str, np.ndarray]]
 """From counts, float64 `[b, n]`, to {metric: float64 `[b]`}; nan where a metric is not defined."""
@@ -34,17 +34,29 @@ def weighted(found: Labelled, own: dict[str, OwnMetric] | None = None) -> Weight
     """
     task = found.task
     parts: list[Weighted] = [_mean('loss', found.loss.astype(np.float64))]
-    if isinstance(task, Classification):
+    kind = known_kind(task)
+    if kind is Classification:
         parts.append(_classes(found.output.argmax(axis=1), found.target.astype(np.int64)))
-    elif isinstance(task, Multilabel):
+    elif kind is Multilabel:
         parts.append(_labels(found.output, found.target > 0))
-    elif isinstance(task, Regression):
+    elif kind is Regression:
         parts.append(_numbers(found.output.astype(np.float64), found.target.astype(np.float64)))
     else:
         parts.append(_repeated(found, lambda output, target: task.metrics(output, target)))
     if own:
         parts.append(_repeated(found, lambda output, target: measure_own(own, task, output, target)))
     return lambda counts: {name: values for part in parts for name, values in part(counts).items()}
+
+
+def known_kind(task: Task) -> type[Task] | None:
+    """The kind of task whose metrics a task has; None where it has others, though it be derived from one of these.
+
+    >>> from mmpipe.train.tasks import regression
+    >>> known_kind(regression('price')).kind
+    'regression'
+    """
+    kinds = (Classification, Multilabel, Regression)
+    return next((kind for kind in kinds if type(task).metrics is kind.metrics), None)
 
 
 def _mean(name: str, values: np.ndarray) -> Weighted:
