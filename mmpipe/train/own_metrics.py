@@ -11,8 +11,8 @@
     regression       float32 [n], in the target's unit     float32 [n]
     others           what the model gives                  what the field holds
 
-Every rank is given the rows of all, so that any object is right in a world of several ranks; those that would then add
-up what the ranks have (`sync_on_compute` of torchmetrics) do not meanwhile. Nothing here imports torchmetrics.
+Every rank is given the rows of all, so that any object is right in a world of several ranks; those of torchmetrics,
+which would add up what the ranks have, are told meanwhile that there are no others. Nothing here imports torchmetrics.
 """
 
 from __future__ import annotations
@@ -140,14 +140,14 @@ def as_metrics_want(task: Task, output: np.ndarray, target: np.ndarray) -> tuple
 def _alone(metric: Any) -> Iterator[None]:
     """It was given the rows of all ranks, so torchmetrics must not add up the ranks once more."""
     parts = list(metric.modules()) if isinstance(metric, nn.Module) else [metric]
-    syncing = [part for part in parts if getattr(part, 'sync_on_compute', False)]
-    for part in syncing:
-        part.sync_on_compute = False
+    asking = {part: part.distributed_available_fn for part in parts if hasattr(part, 'distributed_available_fn')}
+    for part in asking:
+        part.distributed_available_fn = lambda: False
     try:
         yield
     finally:
-        for part in syncing:
-            part.sync_on_compute = True
+        for part, before in asking.items():
+            part.distributed_available_fn = before
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -26,7 +28,7 @@ def labels(labelled):
 
 def by_hand(said, right, bounds):
     error = 0.0
-    for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+    for low, high in pairwise(bounds):
         inside = (said > low) & (said <= high)
         if inside.any():
             error += inside.mean() * abs(said[inside].mean() - right[inside].mean())

@@ -62,7 +62,7 @@ def test_parts_that_do_not_differ_are_rarely_marked(labelled):
 
 
 def test_groups_that_are_alike_are_no_difference(labelled):
-    """30 groups of 20 equal rows, in 3 parts of 10 groups: as rows by themselves, nearly every report would mark one."""
+    """30 groups of 20 equal rows, in 3 parts of 10 groups: as rows alone, most reports would mark one."""
     with_groups = without = 0
     groups = np.repeat(np.arange(30), 20)
     for seed in range(30):
@@ -132,7 +132,7 @@ def test_a_row_with_several_labels_is_in_several_parts():
 def test_many_numbers_are_cut_into_quarters_and_many_words_leave_a_rest():
     quarters = parts_of([*range(100), None])
     assert [int(mask.sum()) for mask in quarters.values()] == pytest.approx([25, 25, 25, 25, 1], abs=1)
-    assert list(quarters)[0].startswith('0 to <')
+    assert next(iter(quarters)).startswith('0 to <')
     words = parts_of([f'w{i}' for i in range(40)] + ['often'] * 5)
     assert next(iter(words)) == 'often'
     assert words['(others: 12 values)'].sum() == 12
