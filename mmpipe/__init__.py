@@ -65,6 +65,7 @@ _WHERE: dict[str, str | None] = {
     'regression': 'mmpipe.train',
     'Trainer': 'mmpipe.train',
     'evaluate': 'mmpipe.train',
+    'find_max_batch': 'mmpipe.train',
     'predict': 'mmpipe.train',
     'report': 'mmpipe.evaluation',
     'Report': 'mmpipe.evaluation',
@@ -126,6 +127,7 @@ if TYPE_CHECKING:
     from mmpipe.train import regression as regression
     from mmpipe.train import transfer as transfer
     from mmpipe.train.evaluate import evaluate as evaluate
+    from mmpipe.train.max_batch import find_max_batch as find_max_batch
 
 
 def __getattr__(name: str) -> Any:

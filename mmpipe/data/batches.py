@@ -179,6 +179,20 @@ class EpochBatches:
             again = None if repeats is None else np.concatenate([repeats[at:stop], np.zeros(fillers, np.int64)])[mine]
             yield Step(step[mine], padded, stop, again)
 
+    def global_steps(self, epoch: int) -> Iterator[np.ndarray]:
+        """Positions that each step of an epoch visits, on all ranks together, without what only fills the last one.
+
+        Args:
+            epoch: from 0.
+        """
+        sequence = self.sequence(epoch)
+        if isinstance(self.sampling, Cutting):
+            for bounds in self._whole_cuts(self.sampling, epoch).tolist():
+                yield sequence[bounds[0] : bounds[-1]]
+            return
+        for at in range(0, self.end, self.global_batch):
+            yield sequence[at : min(at + self.global_batch, self.end)]
+
 
 def world() -> tuple[int, int]:
     """(rank, world_size) of this process; (0, 1) where `torch.distributed` is not initialised.

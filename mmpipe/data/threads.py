@@ -8,6 +8,7 @@ first one is there as soon as can be.
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import threading
 import time
@@ -19,6 +20,7 @@ from typing import Any, Protocol
 
 from mmpipe.data.batch import Allocate, BatchTask, Request
 
+AT_EXIT_S = 10.0  # that the end of the program waits for pieces that are being made
 PIECES = 2  # of a batch per thread, so that a thread that is late is not waited for with half of the rows
 
 
@@ -74,8 +76,11 @@ class ThreadReader:
         self.made_s = 0.0
         for number in range(threads):  # daemons: a consumer that never comes back does not keep the program alive
             name = f'mmpipe-read_{number}'
-            threading.Thread(target=_work_on, args=(self._work,), name=name, daemon=True).start()
+            thread = threading.Thread(target=_work_on, args=(self._work,), name=name, daemon=True)
+            thread.start()
+            _running.add(thread)
         self._end = weakref.finalize(self, _end, self._work, threads)
+        _readers.add(self)
 
     @property
     def pending(self) -> int:
@@ -183,6 +188,20 @@ class _Making:
         batch, self._batch = self._batch, None
         assert batch is not None
         return batch
+
+
+_readers: weakref.WeakSet[ThreadReader] = weakref.WeakSet()
+_running: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+
+@atexit.register
+def _at_exit() -> None:
+    """A thread that is in a library's code when the interpreter ends would take the whole process down with it."""
+    for reader in list(_readers):
+        reader.close()
+    deadline = time.monotonic() + AT_EXIT_S
+    for thread in list(_running):
+        thread.join(max(deadline - time.monotonic(), 0))
 
 
 def _work_on(work: SimpleQueue[_Making | None]) -> None:

@@ -16,6 +16,7 @@ from mmpipe.errors import ConfigError
 from mmpipe.shards import Rows
 from mmpipe.train.evaluate import mask_of, target_stds
 from mmpipe.train.optimizer import make_optimizer
+from mmpipe.train.precision import autocast
 from mmpipe.train.random_numbers import borrowed_generators
 from mmpipe.train.tasks import Task
 
@@ -66,7 +67,7 @@ class TrainingStep:
     def __call__(self, batch: dict[str, Any]) -> None:
         """One step on a batch that is on the device."""
         with torch.set_grad_enabled(self.optimizer is not None):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == 'bf16'):
+            with autocast(self.precision, self.device):
                 output = self.model(batch)
             losses = []
             for task in self.tasks:

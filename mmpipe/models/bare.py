@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from mmpipe.errors import ConfigError, ModelError
+from mmpipe.models.contract import layers_of
 
 if TYPE_CHECKING:
     from mmpipe.train.tasks import Task
@@ -43,6 +44,10 @@ class BareModel(nn.Module):
             raise ConfigError(
                 "BareModel needs the names of its input fields and at least one task: inputs='photo', tasks=[...]."
             )
+
+    def layers(self) -> list[nn.Module]:
+        """Those of the module; see `mmpipe.models.contract`."""
+        return layers_of(self.module)
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Outputs per task.

@@ -15,7 +15,7 @@ def layers_of(module: nn.Module) -> list[nn.Module]:
     """The layers of a module from its input to its output, none inside another.
 
     Args:
-        module: with a method `layers()`, or any other.
+        module: with a method `layers()`, or any other: then its children, those of sequences and lists one by one.
 
     Returns:
         Its layers that have parameters; itself where it has no such children.
@@ -29,7 +29,7 @@ def layers_of(module: nn.Module) -> list[nn.Module]:
     [Linear(in_features=2, out_features=3, bias=True)]
     """
     own = getattr(module, 'layers', None)
-    found = list(own()) if callable(own) and not isinstance(own, nn.Module) else list(module.children())
+    found = list(own()) if callable(own) and not isinstance(own, nn.Module) else _expanded(module)
     parts = {id(part) for part in module.modules()}
     inside = {id(part) for layer in found for part in layer.modules() if part is not layer}
     for layer in found:
@@ -39,3 +39,12 @@ def layers_of(module: nn.Module) -> list[nn.Module]:
                 f'another layer: give modules of its own, from input to output.'
             )
     return [layer for layer in found if any(True for _ in layer.parameters())] or [module]
+
+
+def _expanded(module: nn.Module) -> list[nn.Module]:
+    """Children in order, with those of sequences and lists in the place of these."""
+    found: list[nn.Module] = []
+    for child in module.children():
+        inner = type(child) in (nn.Sequential, nn.ModuleList)
+        found += _expanded(child) if inner and len(list(child.children())) else [child]
+    return found

@@ -1,6 +1,7 @@
 """Encoders: one `nn.Module` per modality, from a field's batch tensor to features.
 
-The contract: `out_features: int`, and `forward(values [B, ...]) -> [B, out_features]`. An encoder with
+The contract: `out_features: int`, and `forward(values [B, ...]) -> [B, out_features]`. An encoder may
+have `layers()`, its layers from input to output (`mmpipe.models.contract`). An encoder with
 `takes_lengths = True` is also given int64 `[B]` lengths of a ragged field. An encoder with a `fit_buffers(chunks)`
 method has buffers, which the trainer lets it fit once on the present values of the training rows (see
 `mmpipe.models.standardize`). Any module that keeps the contract is an encoder; nothing needs to be registered.
@@ -20,6 +21,7 @@ from torch import nn
 
 from mmpipe.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from mmpipe.errors import ConfigError, ModelError, require
+from mmpipe.models.contract import layers_of
 from mmpipe.models.standardize import Chunks, Standardize
 
 _weights_follow: ContextVar[bool] = ContextVar('weights_follow', default=False)
@@ -178,6 +180,10 @@ class TimmEncoder(nn.Module):
         config = backbone.pretrained_cfg
         _add_normalisation(self, config.get('mean', IMAGENET_MEAN), config.get('std', IMAGENET_STD))
 
+    def layers(self) -> list[nn.Module]:
+        """Those of the backbone: stem, blocks, norm."""
+        return layers_of(self.backbone)
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """[B, 3, H, W] -> [B, out_features]."""
         return self.backbone(_normalised(self, images))
@@ -232,7 +238,7 @@ class VectorEncoder(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.standardize = Standardize(in_features)
-        self.layers = nn.Sequential(nn.Linear(in_features, out_features), nn.GELU(), nn.Dropout(dropout))
+        self.project = nn.Sequential(nn.Linear(in_features, out_features), nn.GELU(), nn.Dropout(dropout))
 
     def fit_buffers(self, chunks: Chunks) -> None:
         """Fit mean and deviation per feature."""
@@ -240,7 +246,7 @@ class VectorEncoder(nn.Module):
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """[B, in_features] or, for one feature, [B] -> [B, out_features]."""
-        return self.layers(self.standardize(values.reshape(len(values), self.in_features)))
+        return self.project(self.standardize(values.reshape(len(values), self.in_features)))
 
 
 class SequenceEncoder(nn.Module):

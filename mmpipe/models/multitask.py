@@ -16,6 +16,7 @@ from torch import nn
 
 from mmpipe.data.seen import SeenRows, present_chunks
 from mmpipe.errors import ConfigError, DataError, ModelError
+from mmpipe.models.contract import layers_of
 from mmpipe.models.fusion import make_fusion
 from mmpipe.models.heads import RegressionHead, make_head
 from mmpipe.shards import Rows
@@ -44,7 +45,7 @@ class MultitaskModel(nn.Module):
     Attributes:
         inputs: names of the fields it reads, sorted.
         tasks: as given.
-        frozen: parts that `freeze` stopped.
+        frozen: names of the modules and parameters that `freeze` stopped.
 
     Raises:
         ConfigError: no encoders, no tasks, two tasks of one name, or a probability outside [0, 1).
@@ -184,30 +185,65 @@ class MultitaskModel(nn.Module):
         luckiest = torch.where(there, chance, -1.0).argmax(1)
         return kept.scatter(1, luckiest[:, None], True)
 
-    def freeze(self, what: str | None) -> None:
+    def freeze(self, what: str | int | None) -> None:
         """Stop training a part: its parameters get no gradient, and its modules stay in eval mode.
 
         Args:
             what: 'encoders' (with the vectors for missing modalities), 'trunk' (encoders and fusion: only heads
-                train), or None for nothing.
+                train); a number, for all layers of each encoder but so many of the last ones; or None for nothing.
 
         Raises:
-            ConfigError: another word.
+            ConfigError: another word, or a number below 0.
         """
-        if what is not None and what not in FREEZE:
-            raise ConfigError(f'freeze={what!r} is none of {", ".join(map(repr, FREEZE))}, None.')
-        parts = {None: (), 'encoders': ('encoders', 'missing'), 'trunk': ('encoders', 'missing', 'fusion')}[what]
-        self.frozen = parts
+        self.frozen = self._parts(what)
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name.split('.')[0] not in parts)
+            parameter.requires_grad_(not any(name == part or name.startswith(f'{part}.') for part in self.frozen))
         self.train(self.training)
+
+    def _parts(self, what: str | int | None) -> tuple[str, ...]:
+        """Names of the modules (and of parameters that lie in no layer) to freeze."""
+        check_freeze(what)
+        if not isinstance(what, int):
+            return {None: (), 'encoders': ('encoders', 'missing'), 'trunk': ('encoders', 'missing', 'fusion')}[what]
+        names = {id(part): name for name, part in self.named_modules()}
+        found: list[str] = []
+        for name, encoder in self.encoders.items():
+            layers = layers_of(encoder)
+            trained = layers[len(layers) - min(what, len(layers)) :]
+            if len(trained) == len(layers):
+                continue
+            inside = {id(part) for layer in layers for part in layer.modules()}
+            free = {id(part) for layer in trained for part in layer.modules()}
+            # What is no layer, such as a norm without parameters or a class token, is before the first trained one.
+            leaves = [part for part in encoder.modules() if id(part) not in inside and not list(part.children())]
+            found += [names[id(part)] for part in [*layers, *leaves] if id(part) not in free]
+            own = {id(p) for layer in layers for p in layer.parameters()}
+            found += [f'encoders.{name}.{key}' for key, p in encoder.named_parameters() if id(p) not in own]
+        return tuple(found)
 
     def train(self, mode: bool = True) -> MultitaskModel:
         """As `nn.Module.train`, but frozen parts stay in eval mode: no dropout, and BatchNorm keeps its statistics."""
         super().train(mode)
+        modules = dict(self.named_modules())
         for name in self.frozen:
-            getattr(self, name).train(False)
+            if name in modules:
+                modules[name].train(False)
         return self
+
+
+def check_freeze(what: Any) -> None:
+    """Refuse what `MultitaskModel.freeze` does not take.
+
+    Raises:
+        ConfigError: another word, or a number below 0.
+
+    >>> check_freeze('trunk'); check_freeze(2)
+    """
+    number = isinstance(what, int) and not isinstance(what, bool) and what >= 0
+    if not (number or what is None or what in FREEZE):
+        raise ConfigError(
+            f'freeze={what!r} is none of {", ".join(map(repr, FREEZE))}, a number of layers to train, and None.'
+        )
 
 
 def slot(name: str) -> str:

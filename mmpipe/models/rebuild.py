@@ -14,20 +14,40 @@ from mmpipe.errors import RunError
 from mmpipe.models.encoders import weights_follow
 from mmpipe.models.weights_file import load_weights, put_weights
 from mmpipe.runs import Run, find_factory, open_run
+from mmpipe.runs.seal import check_seal
 
 if TYPE_CHECKING:
     from mmpipe.models.multitask import MultitaskModel
 
 
-def load_model(run: str | os.PathLike[str] | Run, *, device: str | torch.device = 'cpu') -> nn.Module:
+def run_weights(run: Run, which: str | int = 'newest') -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint of a run, by the names of its model's `state_dict`; averaged ones where it has them.
+
+    Args:
+        run: trained before.
+        which: 'newest', 'best', or a number of optimizer steps.
+
+    Raises:
+        RunError: there is no such checkpoint, or its weights are damaged.
+    """
+    folder = run.checkpoint(which)
+    name = 'average.safetensors' if (folder / 'average.safetensors').exists() else 'model.safetensors'
+    check_seal(folder, only=[name])
+    return load_weights(folder / name)
+
+
+def load_model(
+    run: str | os.PathLike[str] | Run, *, device: str | torch.device = 'cpu', which: str | int = 'newest'
+) -> nn.Module:
     """The trained model of a run, in eval mode.
 
-    Its factory is imported and called with the recorded arguments, then the weights of the newest checkpoint are put
-    in, which must fit exactly.
+    Its factory is imported and called with the recorded arguments, then the weights of a checkpoint are put in, which
+    must fit exactly.
 
     Args:
         run: a run, its folder or its id.
         device: where to put it.
+        which: the checkpoint: 'newest', 'best', or a number of optimizer steps.
 
     Returns:
         The model; called with a batch, it gives {task name: output}.
@@ -51,7 +71,7 @@ def load_model(run: str | os.PathLike[str] | Run, *, device: str | torch.device 
             f'{run.checkpoint() / "model.safetensors"} into it, or train with a factory at the top level of a module.'
         )
     model = build_recorded(run.record['factory'], run=run.id)
-    put_weights(model, load_weights(run.checkpoint() / 'model.safetensors'), source=f'run {run.id}')
+    put_weights(model, run_weights(run, which), source=f'run {run.id}')
     return model.to(resolve(device)).eval()
 
 

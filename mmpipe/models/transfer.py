@@ -11,7 +11,7 @@ from torch import nn
 
 from mmpipe.errors import ConfigError, RunError
 from mmpipe.models.heads import make_head
-from mmpipe.models.multitask import FREEZE, MultitaskModel, slot
+from mmpipe.models.multitask import MultitaskModel, check_freeze, slot
 from mmpipe.models.rebuild import build_recorded, load_multitask
 from mmpipe.runs import Run, open_run
 
@@ -20,15 +20,16 @@ if TYPE_CHECKING:
 
 
 def transfer(
-    run: str | os.PathLike[str] | Run, *, tasks: Sequence[Task], freeze: str | None = 'encoders'
+    run: str | os.PathLike[str] | Run, *, tasks: Sequence[Task], freeze: str | int | None = 'encoders'
 ) -> TransferFactory:
     """A model factory: the encoders and the fusion of a run with their weights, and new heads for new tasks.
 
     Args:
         run: what was trained before.
         tasks: what to learn now. All of them get new heads, whatever they are called.
-        freeze: 'encoders' trains fusion and heads, 'trunk' heads alone, None everything. What is frozen comes out of
-            the training bit for bit as it went in, statistics of BatchNorm included.
+        freeze: 'encoders' trains fusion and heads, 'trunk' heads alone (a linear probe), a number also so many of the
+            last layers of each encoder, None everything. What is frozen comes out of the training bit for bit as it
+            went in, statistics of BatchNorm included.
 
     Returns:
         A factory for `Trainer.fit`. Buffers that encoders fitted on the first run's rows are kept; the new heads fit
@@ -46,8 +47,7 @@ def transfer(
     """
     if not tasks:
         raise ConfigError("transfer needs at least one task, as in tasks=[mm.classification('season', 4)].")
-    if freeze is not None and freeze not in FREEZE:
-        raise ConfigError(f'freeze={freeze!r} is unknown: use one of {", ".join(map(repr, FREEZE))}, None.')
+    check_freeze(freeze)
     opened = open_run(run)
     if opened.record['factory'] is None:
         raise RunError(
@@ -69,7 +69,7 @@ class TransferFactory:
 
     run: Run
     tasks: tuple[Task, ...]
-    freeze: str | None
+    freeze: str | int | None
 
     def __call__(self) -> MultitaskModel:
         """The model with the run's weights and new heads."""
@@ -95,7 +95,7 @@ def build_transferred(record: Mapping[str, Any], *, run: str) -> nn.Module:
     return _with_heads(base, tuple(task_from_json(task) for task in record['tasks']), record['freeze'])
 
 
-def _with_heads(model: MultitaskModel, tasks: tuple[Task, ...], freeze: str | None) -> MultitaskModel:
+def _with_heads(model: MultitaskModel, tasks: tuple[Task, ...], freeze: str | int | None) -> MultitaskModel:
     width = int(model.fusion.out_features)  # type: ignore[arg-type]
     model.tasks = tasks
     model.heads = nn.ModuleDict({slot(task.name): make_head(task, width) for task in tasks})

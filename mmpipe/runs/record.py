@@ -5,7 +5,7 @@
         metrics.jsonl      one JSON object per line, in order of steps
         train_rows.npy     sorted uint64 key hashes of the training rows
         lock               held by the process that trains it, as long as it lives
-        checkpoints/<step>/  model.safetensors, optimizer.safetensors, state.json
+        checkpoints/<step>/  model.safetensors, optimizer.safetensors, state.json, checkpoint.json with their digests
 
 Both sides of the wall read runs, so this package needs neither torch nor Pixeltable.
 """
@@ -29,6 +29,7 @@ import numpy as np
 from mmpipe.durable import make_folders, sync_directory, sync_file, write_bytes, write_json
 from mmpipe.errors import ConfigError, RunError
 from mmpipe.home import runs_dir
+from mmpipe.runs.keep import which_to_keep
 from mmpipe.runs.lock import was_killed
 
 FORMAT = 1
@@ -124,25 +125,46 @@ class Run:
         """Which rows it was trained on: bool `[n]` for uint64 key hashes `[n]`, such as `rows.hashes`."""
         return np.isin(hashes, self.train_rows())
 
-    def checkpoint(self) -> Path:
-        """Folder of the newest complete checkpoint.
+    def checkpoint(self, which: str | int = 'newest') -> Path:
+        """Folder of a complete checkpoint.
+
+        Args:
+            which: 'newest'; 'best', by the metric that the trainer kept the best for; or a number of optimizer steps.
 
         Raises:
-            RunError: there is none, since the run ended before its first checkpoint.
+            RunError: there is none such.
         """
-        found = self.newest_checkpoint()
-        if found is None:
+        found = self.checkpoints()
+        if not found:
             raise RunError(
                 f'Run {self.id} ({self.status}) has no checkpoint in {self.path / "checkpoints"}. '
                 f'Start it again with resume={str(self.path)!r}, or train with a smaller checkpoint_seconds.'
             )
-        return found
+        if which == 'newest':
+            return found[max(found)]
+        if which == 'best':
+            scores = {step: score for step, path in found.items() if (score := _score(path)) is not None}
+            if not scores:
+                raise RunError(
+                    f'Run {self.id} kept no best checkpoint: train with keep_best="task.metric" and validation rows.'
+                )
+            return found[max((score, step) for step, score in scores.items())[1]]
+        if which not in found:
+            raise RunError(
+                f'Run {self.id} has no checkpoint of step {which}; it has {", ".join(map(str, sorted(found)))}.'
+            )
+        return found[int(which)]
+
+    def checkpoints(self) -> dict[int, Path]:
+        """Folders of all complete checkpoints, by the number of optimizer steps."""
+        folder = self.path / 'checkpoints'
+        found = [entry for entry in folder.iterdir() if entry.name.isdecimal()] if folder.is_dir() else []
+        return {int(entry.name): entry for entry in sorted(found)}
 
     def newest_checkpoint(self) -> Path | None:
         """Folder of the newest complete checkpoint, or None."""
-        folder = self.path / 'checkpoints'
-        steps = [entry for entry in folder.iterdir() if entry.name.isdecimal()] if folder.is_dir() else []
-        return max(steps, key=lambda entry: int(entry.name), default=None)
+        found = self.checkpoints()
+        return found[max(found)] if found else None
 
 
 def open_run(run: str | os.PathLike[str] | Run, *, runs: str | os.PathLike[str] | None = None) -> Run:
@@ -281,15 +303,24 @@ def cut_metrics(run: Run, step: int) -> None:
     write_bytes(file, ''.join(kept).encode())
 
 
-def drop_checkpoints(run: Run, *, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints, and what a kill left of half-written ones."""
+def drop_checkpoints(run: Run, *, newest: int = 1, best: bool = False, every: int | None = None) -> None:
+    """Delete the checkpoints that `which_to_keep` does not name, and what a kill left of half-written ones."""
     folder = run.path / 'checkpoints'
     if not folder.is_dir():
         return
-    steps = sorted((entry for entry in folder.iterdir() if entry.name.isdecimal()), key=lambda entry: int(entry.name))
-    leftovers = [entry for entry in folder.iterdir() if entry.name.endswith('.tmp')]
-    for entry in steps[:-keep] + leftovers:
+    steps = run.checkpoints()
+    scores = {step: _score(path) if best else None for step, path in steps.items()}
+    kept = which_to_keep(scores, newest=newest, best=best, every=every)
+    gone = [path for step, path in steps.items() if step not in kept]
+    for entry in gone + [entry for entry in folder.iterdir() if entry.name.endswith('.tmp')]:
         shutil.rmtree(entry, ignore_errors=True)
+
+
+def _score(checkpoint: Path) -> float | None:
+    try:
+        return json.loads((checkpoint / 'checkpoint.json').read_text(encoding='utf-8'))['about'].get('score')
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def installed_versions() -> dict[str, str]:

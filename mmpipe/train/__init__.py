@@ -3,13 +3,22 @@
 from mmpipe.train.tasks import classification, multilabel, regression, task_from_json  # isort: skip
 from mmpipe.models.rebuild import load_model
 from mmpipe.models.transfer import transfer
+from mmpipe.train.balancing import Balancing, Uncertainty
+from mmpipe.train.callbacks import Callback, StopTraining
 from mmpipe.train.evaluate import evaluate, predict
+from mmpipe.train.max_batch import MaxBatch, find_max_batch
 from mmpipe.train.trainer import Trainer
 
 __all__ = [
+    'Balancing',
+    'Callback',
+    'MaxBatch',
+    'StopTraining',
     'Trainer',
+    'Uncertainty',
     'classification',
     'evaluate',
+    'find_max_batch',
     'load_model',
     'multilabel',
     'predict',

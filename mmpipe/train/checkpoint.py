@@ -1,16 +1,22 @@
 """Checkpoints: weights and optimizer as safetensors, everything else as JSON, in one atomic directory.
 
     checkpoints/<step>/model.safetensors       state_dict, buffers included
-                       optimizer.safetensors   '<parameter>/<state>'
-                       state.json              step, loader, sums of the epoch, learning rates
+                       <part>.safetensors      of what is trained or kept beside the model, such as a balancing
+                       optimizer.safetensors   '<parameter>/<state>', '<part>:<parameter>/<state>'
+                       state.json              step, loader, sums of the epoch, loss scale, scheduler
+                       checkpoint.json         of which run, step, snapshot and code it is; digests of the others
 
-Random numbers need no state: those of step n are seeded by (seed, n).
+It is written under another name, flushed to the disk and renamed; then it is read back from the disk, and older ones go
+only when its digests are right. Random numbers need no state: those of step n are seeded by (seed, n).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +28,9 @@ from mmpipe.durable import new_directory
 from mmpipe.errors import TrainError
 from mmpipe.models.weights_file import load_weights, put_weights, save_weights
 from mmpipe.runs import Run
+from mmpipe.runs.keep import score_of
 from mmpipe.runs.record import drop_checkpoints
+from mmpipe.runs.seal import check_seal, seal
 
 LEAST_PAUSE_S = 5.0
 PAUSE_PER_COST = 20
@@ -44,20 +52,45 @@ def seconds_between(setting: float | str | None, took: float) -> float:
     return max(LEAST_PAUSE_S, PAUSE_PER_COST * took) if isinstance(setting, str) else setting
 
 
+@dataclass(frozen=True, kw_only=True)
+class Keep:
+    """Which checkpoints stay; see `mmpipe.runs.keep.which_to_keep`.
+
+    Args:
+        newest: so many of the last ones.
+        best: 'task.metric' of the validation rows whose best checkpoint stays, too; None for none.
+        every: those of steps that this divides stay, too.
+    """
+
+    newest: int = 1
+    best: str | None = None
+    every: int | None = None
+
+
 def save_checkpoint(
-    run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], *, keep: int = 1
+    run: Run,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    *,
+    parts: Mapping[str, nn.Module] | None = None,
+    keep: Keep | None = None,
 ) -> Path:
-    """Write a checkpoint; older ones go once it is complete.
+    """Write a checkpoint; older ones go once it is complete, and right on the disk.
 
     Args:
         run: whose it is.
         model: any.
         optimizer: its state must be tensors per parameter, as torch's optimizers have.
-        state: JSON, with the number of optimizer steps taken as 'step'.
-        keep: complete checkpoints to keep.
+        state: JSON, with the number of optimizer steps taken as 'step', and metrics as 'metrics' where there are any.
+        parts: modules with weights of their own beside the model, by names that are no names of files here.
+        keep: which others stay; none when None.
 
     Returns:
         Its folder. One that is there already is kept.
+
+    Raises:
+        RunError: what the disk holds is not what was written; older checkpoints are still there.
 
     >>> import tempfile
     >>> from mmpipe.runs import create_run
@@ -65,14 +98,17 @@ def save_checkpoint(
     >>> save_checkpoint(run, model, torch.optim.AdamW(model.parameters()), {'step': 3}).name
     '00000003'
     """
+    keep = keep or Keep()
     path = run.path / 'checkpoints' / f'{state["step"]:08d}'
     path.parent.mkdir(exist_ok=True)
     if path.is_dir():  # a resumed run came here again without a step in between
         return path
+    stateful = {name: part for name, part in (parts or {}).items() if part.state_dict()}
     with new_directory(path) as folder:
         save_weights(model, folder / 'model.safetensors')
-        # Named by parameter, not by position: positions say nothing when a head is frozen or added.
-        names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+        for name, part in stateful.items():
+            save_weights(part, folder / f'{name}.safetensors')
+        names = _names(model, stateful)
         tensors = {
             f'{names[parameter]}/{key}': torch.as_tensor(value).detach().to('cpu').contiguous()
             for parameter, values in optimizer.state.items()
@@ -80,42 +116,71 @@ def save_checkpoint(
         }
         save_file(tensors, folder / 'optimizer.safetensors')
         (folder / 'state.json').write_text(json.dumps(state, indent=2, allow_nan=False) + '\n', encoding='utf-8')
-    drop_checkpoints(run, keep=keep)
+        score = None if keep.best is None else score_of(state.get('metrics') or {}, keep.best)
+        seal(folder, {**identity(run), 'step': state['step'], 'score': score})
+    check_seal(path, from_disk=True)
+    drop_checkpoints(run, newest=keep.newest, best=keep.best is not None, every=keep.every)
     return path
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def identity(run: Run) -> dict[str, Any]:
+    """What a checkpoint of a run is of, wherever its folder lies.
+
+    >>> import tempfile
+    >>> from mmpipe.runs import create_run
+    >>> found = identity(create_run('shop', {'snapshot': {'id': 'a1'}}, runs=tempfile.mkdtemp()))
+    >>> found['run'], found['snapshot'], found['factory']
+    ('shop/0001', 'a1', None)
+    """
+    factory = run.record.get('factory')
+    return {
+        'run': run.id,
+        'created': run.record.get('created'),
+        'snapshot': run.record.get('snapshot', {}).get('id'),
+        'factory': None if factory is None else hashlib.sha256(json.dumps(_code(factory)).encode()).hexdigest()[:16],
+    }
+
+
+def load_checkpoint(
+    run: Run,
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    parts: Mapping[str, nn.Module] | None = None,
+) -> dict[str, Any]:
     """Put a checkpoint into a model and its optimizer.
 
     Args:
+        run: whose it must be.
         folder: as `save_checkpoint` returned it.
         model: built as then, on its device.
         optimizer: built as then.
+        parts: as then.
 
     Returns:
         The state that was saved.
 
     Raises:
-        TrainError: a file is missing or damaged, or the optimizer's state is of parameters that are not there.
+        RunError: a file is missing or damaged, or it is of another run, snapshot or code.
+        TrainError: the optimizer's state is of parameters that are not there.
         ModelError: the weights do not fit the model.
 
     >>> import tempfile
     >>> from mmpipe.runs import create_run
     >>> model, run = nn.Linear(1, 1), create_run('shop', {}, runs=tempfile.mkdtemp())
     >>> optimizer = torch.optim.AdamW(model.parameters())
-    >>> load_checkpoint(save_checkpoint(run, model, optimizer, {'step': 3}), model, optimizer)
+    >>> load_checkpoint(run, save_checkpoint(run, model, optimizer, {'step': 3}), model, optimizer)
     {'step': 3}
     """
+    check_seal(folder, about=identity(run))
+    stateful = {name: part for name, part in (parts or {}).items() if part.state_dict()}
     put_weights(model, load_weights(folder / 'model.safetensors'), source=f'checkpoint {folder}')
-    try:
-        state = json.loads((folder / 'state.json').read_text(encoding='utf-8'))
-        tensors = load_file(folder / 'optimizer.safetensors')
-    except Exception as error:
-        raise TrainError(
-            f'Checkpoint {folder} cannot be read ({type(error).__name__}: {error}). Delete the folder to go back '
-            f'to the checkpoint before it, or to the start, with resume=.'
-        ) from error
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    for name, part in stateful.items():
+        put_weights(part, load_weights(folder / f'{name}.safetensors'), source=f'checkpoint {folder}')
+    state = json.loads((folder / 'state.json').read_text(encoding='utf-8'))
+    tensors = load_file(folder / 'optimizer.safetensors')
+    names = _names(model, stateful)
     order = [names[parameter] for group in optimizer.param_groups for parameter in group['params']]
     values: dict[int, dict[str, torch.Tensor]] = {}
     for full, value in tensors.items():
@@ -129,3 +194,18 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     # Through load_state_dict, which knows on which device and in which dtype each kind of state belongs.
     optimizer.load_state_dict({'state': values, 'param_groups': optimizer.state_dict()['param_groups']})
     return state
+
+
+def _names(model: nn.Module, parts: Mapping[str, nn.Module]) -> dict[torch.Tensor, str]:
+    """By parameter, not by position: positions say nothing when a head is frozen or added."""
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    for part, module in parts.items():
+        names |= {parameter: f'{part}:{name}' for name, parameter in module.named_parameters()}
+    return names
+
+
+def _code(factory: Any) -> Any:
+    """A factory's record without where it lies: a checkout can move."""
+    if not isinstance(factory, Mapping):
+        return factory
+    return {key: _code(value) for key, value in factory.items() if key != 'file'}

@@ -14,6 +14,7 @@ from mmpipe.errors import ConfigError
 from mmpipe.runs import Run
 from mmpipe.train.distributed import gather_rows, sum_over_ranks
 from mmpipe.train.own_metrics import OwnMetrics, check_own, measure_own
+from mmpipe.train.precision import autocast
 from mmpipe.train.tasks import Task
 
 
@@ -208,7 +209,7 @@ def outputs_of(
             for batch in loader:
                 if len(batch['_key']) == 0:  # a rank without rows in the last step
                     continue
-                with torch.autocast(device.type, torch.bfloat16, enabled=precision == 'bf16'):
+                with autocast(precision, device):
                     output = model(batch)
                 yield batch, output
     finally:

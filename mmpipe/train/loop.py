@@ -6,19 +6,26 @@ One step, on every rank:
     take `accumulate` batches            labels are counted here, before any backward pass:
     count labels per task                over micro-batches and ranks
     for each batch: forward, sum of losses / labels of the step, backward
-    sum gradients over ranks, clip, AdamW at learning_rate(step)
+    sum gradients over ranks, clip, update at learning_rate(step)                    (step.py)
 
 Losses stay on the device until `log_every` steps are together; nothing else waits for it. After Ctrl-C, on any rank,
 all ranks stop at the end of the same step, with a checkpoint.
+
+A step whose loss is not finite updates nothing. When its losses are read, it is recorded with its rows. After more than
+`skip_nonfinite` of them the training goes back to its last checkpoint and leaves those steps out from there, forward
+pass included; after as many again it stops.
 """
 
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import itertools
+import logging
 import math
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,16 +35,26 @@ from mmpipe.data.loader import DataLoader, world
 from mmpipe.errors import TrainError
 from mmpipe.runs import Run, open_run, update_run
 from mmpipe.runs.record import append_metrics, cut_metrics, drop_checkpoints, sync_metrics
-from mmpipe.train.checkpoint import load_checkpoint, save_checkpoint, seconds_between
-from mmpipe.train.distributed import from_rank_0, same_on_all, sum_gradients, sum_over_ranks
-from mmpipe.train.evaluate import evaluate, mask_of, target_stds
+from mmpipe.train.average import Average
+from mmpipe.train.balancing import make_balancing
+from mmpipe.train.callbacks import StopTraining
+from mmpipe.train.checkpoint import Keep, load_checkpoint, save_checkpoint, seconds_between
+from mmpipe.train.distributed import from_rank_0, sum_over_ranks
+from mmpipe.train.evaluate import evaluate
 from mmpipe.train.interrupt import Interrupt, noted_interrupt
-from mmpipe.train.optimizer import learning_rate, make_optimizer
+from mmpipe.train.optimizer import groups_of, learning_rate, make_optimizer, scheduled, set_groups
 from mmpipe.train.random_numbers import seed_generators
+from mmpipe.train.step import Stepper
+from mmpipe.train.strategy import Replicated
 from mmpipe.train.tasks import Task
+from mmpipe.train.unread import Unread
+from mmpipe.wording import how_many
 
 if TYPE_CHECKING:
     from mmpipe.train.trainer import Trainer
+
+_log = logging.getLogger(__name__)
+KEYS_SHOWN = 5
 
 
 class Loop:
@@ -63,30 +80,58 @@ class Loop:
     ) -> None:
         self.config = trainer
         self.run = run
-        self.model = model
         self.tasks = tasks
         self.loader = train
         self.val = val
         self.device = train.device
-        self.optimizer = make_optimizer(model, lr=trainer.lr, weight_decay=trainer.weight_decay)
-        self.parameters = [p for group in self.optimizer.param_groups for p in group['params']]
+        self.callbacks = trainer.callbacks if world()[0] == 0 else ()
+        self.strategy = Replicated()
+        balancing = make_balancing(trainer.balancing, tasks).to(self.device)
+        self.average = None if trainer.ema is None else Average(model, decay=trainer.ema)
+        self.parts: dict[str, nn.Module] = {'balancing': balancing}  # beside the model in a checkpoint
+        if self.average is not None:
+            self.parts['average'] = self.average.model
+        self.keep = Keep(newest=trainer.keep_checkpoints, best=trainer.keep_best, every=trainer.keep_every)
+        self.model = self.strategy.prepare(model)
+        self.optimizer = make_optimizer(
+            nn.ModuleDict({'model': model, 'balancing': balancing}),
+            lr=trainer.lr,
+            weight_decay=trainer.weight_decay,
+            layer_decay=trainer.layer_decay,
+            frozen_too=trainer.unfreeze is not None,
+            factory=trainer.optimizer,
+        )
+        self.scheduler = None if trainer.scheduler is None else scheduled(trainer.scheduler, self.optimizer)
+        self.stepper = Stepper(
+            self.model,
+            tasks,
+            self.optimizer,
+            balancing=balancing,
+            strategy=self.strategy,
+            device=self.device,
+            precision=trainer.precision,
+            clip=trainer.clip,
+            channels_last=trainer.channels_last,
+        )
         steps = (math.ceil(train.batches.count(epoch) / trainer.accumulate) for epoch in range(trainer.epochs))
         self.ends = [0, *itertools.accumulate(steps)]  # the step at which each epoch begins; they may differ in length
         self.total = self.ends[-1]
         if trainer.max_steps is not None:
             self.total = min(self.total, trainer.max_steps)
-        self.stds = target_stds(model)
         self.step = 0
         self.metrics: dict[str, Any] = dict(run.metrics)
-        # Over all ranks. Per task: sum of losses and labelled rows since the epoch began; per step not yet read: its
-        # loss.
+        # Over all ranks: sum of losses and labelled rows since the epoch began, per task.
         self.sums = torch.zeros(len(tasks), 2, device=self.device)
-        self.unread: list[tuple[int, torch.Tensor]] = []
+        self.unread = Unread([task.name for task in tasks])
+        self.recent: dict[str, float] = {}
+        self.left_out: set[int] = set()  # steps that are not taken again after going back
+        self.skipped: list[int] = []  # since the training began, or went back
         self.saved_at = time.monotonic()
         self.save_took = 0.0
         self.waited_s = self.trained_s = 0.0  # in the epochs of this process
         self.interrupt = Interrupt()
-        self.stop_agreed = False  # by all ranks
+        self.stop_agreed = self.enough = False  # by all ranks
+        self.asked_enough = False  # by a callback
 
     def train(self) -> Run:
         """Train to the end.
@@ -110,112 +155,115 @@ class Loop:
         self._restore()
         if self.step < self.total:  # else it had finished, and nothing more was asked for
             self._record(status='running', trainer=self.config.settings())
+            self._tell('on_start', self.run)
             try:
-                while self.step < self.total:
-                    self._epoch()
+                while self.step < self.total and not self.enough:
+                    try:
+                        self._epoch()
+                    except _GoBack:
+                        self._go_back()
             except BaseException as error:
                 status = 'failed' if isinstance(error, Exception) else 'interrupted'
                 self._record(status=status, error=f'{type(error).__name__}: {error}')
                 raise
         waited = {'data_wait_percent': round(100 * self.waited_s / self.trained_s, 1)} if self.trained_s else {}
         run = self._record(status='finished', metrics=self.metrics, step=self.step, error=None, **waited)
+        self._tell('on_end', run)
         # The other ranks wait for the last checkpoint and record, so that they too return a run that can be used.
         path = from_rank_0(str(run.path))
         return run if world()[0] == 0 else open_run(path)
+
+    def _tell(self, what: str, *arguments: Any) -> None:
+        for callback in self.callbacks:
+            try:
+                getattr(callback, what)(*arguments)
+            except StopTraining as why:
+                _log.info('run %s ends after step %d: %s', self.run.id, self.step, why)
+                self.asked_enough = True
 
     def _epoch(self) -> None:
         """From where the loader stands to the end of the epoch, or of the training."""
         epoch = bisect.bisect_right(self.ends, self.step) - 1
         last = min(self.total, self.ends[epoch + 1])
+        self._unfreeze(epoch)
         self.model.train()
         batches = iter(self.loader)
-        began = time.monotonic()
+        began, first = time.monotonic(), self.step
         while self.step < last:
-            # All that is random in a step is a function of its number, so a checkpoint stores no generator.
-            seed_generators(self.device, self.config.seed, self.step, world()[0])
-            self._step(list(itertools.islice(batches, self.config.accumulate)))
-            self._report(epoch, time.monotonic() - began)
+            micro = list(itertools.islice(batches, self.config.accumulate))
+            if self.step not in self.left_out:
+                self._take(micro)
+            self.step += 1
+            self._report(epoch, time.monotonic() - began, self.step - first)
             if self.step < last and (self._stopping() or self._checkpoint_due()):
                 self._save()
                 self._stop_if_asked()
+                if self.enough:
+                    return
         self.waited_s += self.loader.waited_s
         self.trained_s += time.monotonic() - began
         if last == self.ends[epoch + 1]:
             self.loader.set_epoch(epoch + 1)
         self._end_epoch(epoch)
-        if self.step == self.total or self._stopping() or self._checkpoint_due():
+        evaluated = self.keep.best is not None and bool(self.metrics)
+        if self.step == self.total or self._stopping() or self._checkpoint_due() or evaluated:
             self._save()
             self._stop_if_asked()
 
-    def _step(self, micro: list[dict[str, Any]]) -> None:
+    def _take(self, micro: list[dict[str, Any]]) -> None:
+        """One step of the model, without looking at what it gives."""
         config = self.config
-        counts = self._labels(micro)
-        rate = learning_rate(
-            self.step, peak=config.lr, schedule=config.schedule, warmup=config.warmup, total=self.total
-        )
-        for group in self.optimizer.param_groups:
-            group['lr'] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        # A row per task: sum of its losses, its labelled rows. And a last row: the loss of the step.
-        taken = torch.zeros(len(self.tasks) + 1, 2, device=self.device)
-        while micro:
-            batch = micro.pop(0)  # let go of it after its backward pass
-            if len(batch['_key']) > 0:  # else this rank has no row in the last step of an epoch
-                self._backward(batch, counts, taken)
-        sum_over_ranks(taken)
-        sum_gradients(self.parameters)
-        if config.clip is not None:
-            nn.utils.clip_grad_norm_(self.parameters, config.clip)
-        self.optimizer.step()
-        same_on_all(self.model, parameters=False)
-        self.step += 1
-        self.sums += taken[:-1]
-        self.unread.append((self.step, taken[-1, 0]))
+        # All that is random in a step is a function of its number, so a checkpoint stores no generator.
+        seed_generators(self.device, config.seed, self.step, world()[0])
+        factor = None
+        if self.scheduler is None:
+            factor = learning_rate(
+                self.step, peak=1.0, schedule=config.schedule, warmup=config.warmup, total=self.total
+            )
+        taken = self.stepper(micro, self._labels(micro), factor=factor)
+        if self.scheduler is not None:
+            self.scheduler.step()
+        if self.average is not None:
+            self.average.update()
+        self.sums += taken[:-1].where(taken[-1, 1] == 0, 0.0)
+        self.unread.add(self.step + 1, taken)
 
-    def _backward(self, batch: dict[str, Any], counts: list[float], taken: torch.Tensor) -> None:
-        """Add the gradients of one batch, and to `taken` its part of the losses."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == 'bf16'):
-            output = self.model(batch)
-        losses = []
-        for position, (task, count) in enumerate(zip(self.tasks, counts, strict=True)):
-            # A task without a label in the whole step takes no part in it. Its head then has no gradient at all, so
-            # that neither momentum nor weight decay moves it.
-            if count:
-                std = self.stds.get(task.name, 1.0)
-                loss, rows = task.loss(output[task.name], batch[task.field], mask_of(batch, task), std=std)
-                losses.append(loss * (task.weight / count))
-                taken[position] += torch.stack([loss.detach(), rows])
-        if losses:
-            total = torch.stack(losses).sum()
-            total.backward()
-            taken[-1, 0] += total.detach()
+    def _unfreeze(self, epoch: int) -> None:
+        """What trains from this epoch on."""
+        due = [each for each in self.config.unfreeze or {} if each <= epoch]
+        if due:
+            self.model.freeze(self.config.unfreeze[max(due)])  # type: ignore[operator,index]
+        self.stepper.refresh()
 
     def _labels(self, micro: list[dict[str, Any]]) -> list[float]:
         """Labelled rows per task in this step, over micro-batches and ranks; known without asking the device."""
         counts = [float(sum(len(batch['_present'][task.field]) for batch in micro)) for task in self.tasks]
         if world()[1] == 1:
+            self.enough = self.asked_enough
             return counts
         # Whether to stop travels along, so that it costs no message, and no rank waits for one that has left.
-        asked = float(self.interrupt.asked)
-        *counts, stop = sum_over_ranks(torch.tensor([*counts, asked], device=self.device)).tolist()
-        self.stop_agreed = stop > 0
+        asked = [float(self.interrupt.asked), float(self.asked_enough)]
+        *counts, stop, enough = sum_over_ranks(torch.tensor([*counts, *asked], device=self.device)).tolist()
+        self.stop_agreed, self.enough = stop > 0, enough > 0
         return counts
 
     def _stopping(self) -> bool:
-        return self.interrupt.asked if world()[1] == 1 else self.stop_agreed
+        return self.enough or (self.interrupt.asked if world()[1] == 1 else self.stop_agreed)
 
     def _stop_if_asked(self) -> None:
-        if self._stopping():
+        if self._stopping() and not self.enough:
             from_rank_0('')  # a launcher may kill all ranks when the first one leaves, so they wait for the checkpoint
             raise KeyboardInterrupt(f'run {self.run.id} is saved after step {self.step} of {self.total}')
 
-    def _report(self, epoch: int, seconds: float) -> None:
+    def _report(self, epoch: int, seconds: float, steps: int) -> None:
         if self.config.progress is not None:
             note = getattr(self.config.progress, 'note', None)
             if note is not None and seconds:
                 # The host runs ahead of an accelerator, and may wait for data while that still computes.
                 most = '' if self.device.type == 'cpu' else 'at most '
-                note(f'{most}{100 * self.loader.waited_s / seconds:.0f} % waiting for data')
+                losses = ''.join(f', {name} {loss:.3g}' for name, loss in self.recent.items())
+                waiting = f'{most}{100 * self.loader.waited_s / seconds:.0f} % waiting for data'
+                note(f'{steps / seconds:,.1f} steps/s, {waiting}{losses}')
             done = epoch * self.loader.batches.end + self.loader.state_dict()['consumed']
             self.config.progress('train', done, self._samples(), 'rows')
         if self.step % self.config.log_every == 0:
@@ -236,59 +284,101 @@ class Loop:
         losses = {task.name: total / count if count else None for task, (total, count) in totals}
         line: dict[str, Any] = {'step': self.step, 'epoch': epoch, 'train': losses}
         due = self.step == self.total or (epoch + 1) % self.config.evaluate_every == 0
+        found: dict[str, Any] = {}
         if self.val is not None and due:
-            found = evaluate(self.model, self.val, tasks=self.tasks, precision=self.config.precision)
-            self.metrics = line['val'] = _finite_or_none(found)
+            with nullcontext() if self.average is None else self.average.applied():
+                found = evaluate(self.model, self.val, tasks=self.tasks, precision=self.config.precision)
+            found = _finite_or_none(found)
+            self.metrics = line['val'] = found
             self.model.train()
         self._append([line])
         self.sums.zero_()
+        self._tell('on_epoch', self.run, epoch, found)
 
     def _checkpoint_due(self) -> bool:
         every, seconds = self.config.checkpoint_every, seconds_between(self.config.checkpoint_seconds, self.save_took)
         by_step = every is not None and self.step % every == 0
         return by_step or time.monotonic() - self.saved_at > seconds
 
-    def _losses(self) -> list[tuple[int, float]]:
-        """Losses of the steps since the last line; this waits for the device.
+    def _write_losses(self) -> None:
+        """Losses since the last line, as another; this waits for the device."""
+        read = self.unread.read()
+        self._look_at(read.bad)
+        if read.mean is not None:
+            self.recent = read.by_task
+            self._append([{'step': read.steps[-1], 'loss': read.mean, 'tasks': read.by_task}])
+            self._tell('on_losses', self.run, read.steps[-1], read.by_task)
+
+    def _look_at(self, bad: Mapping[int, list[str]]) -> None:
+        """Record steps that were not finite, and go back where there are too many of them.
 
         Raises:
-            TrainError: one of them is not finite.
+            TrainError: there were too many before as well, or there is nothing to go back to.
         """
-        if not self.unread:
-            return []
-        read = torch.stack([loss for _, loss in self.unread]).tolist()
-        steps = [step for step, _ in self.unread]
-        wrong = [step for step, loss in zip(steps, read, strict=True) if not math.isfinite(loss)]
-        if wrong:
-            names = [
-                t.name for t, (total, _) in zip(self.tasks, self.sums.tolist(), strict=True) if not math.isfinite(total)
-            ]
-            raise TrainError(
-                f'Run {self.run.id}: the loss of {", ".join(names) or "the model"} is not finite at step {wrong[0]}. '
-                f'{self._ways_out()}'
+        new = {step: names for step, names in bad.items() if step not in self.skipped}
+        for step, names in new.items():
+            self.skipped.append(step)
+            keys = self._keys_of(step)
+            self._append([{'step': step, 'not_finite': names, 'keys': keys}])
+            more = f' and {len(keys) - KEYS_SHOWN} more' if len(keys) > KEYS_SHOWN else ''
+            what = (
+                f'the loss of {", ".join(names) or "the model"} is not finite at step {step}, whose rows are '
+                f'{", ".join(map(repr, keys[:KEYS_SHOWN]))}{more}'
             )
-        return list(zip(steps, read, strict=True))
+            _log.warning('run %s: %s; it changed nothing', self.run.id, what)
+            if len(self.skipped) > self.config.skip_nonfinite:
+                if self._may_go_back():
+                    raise _GoBack
+                since = ' since it went back to a checkpoint' if self.left_out else ''
+                raise TrainError(
+                    f'Run {self.run.id}: {what}. It left out {how_many(len(self.skipped), "such step")}{since}. '
+                    f'{self._ways_out()}'
+                )
 
-    def _write_losses(self) -> None:
-        read = self._losses()
-        if read:
-            self._append([{'step': read[-1][0], 'loss': sum(loss for _, loss in read) / len(read)}])
-            self.unread.clear()
+    def _may_go_back(self) -> bool:
+        """Whether there is something to leave out that was not before, not too much of it, and where to go."""
+        most = 2 * self.config.skip_nonfinite + 1
+        few = len(self.skipped) > 0 and len(self.skipped) + len(self.left_out) <= most
+        return few and self.run.newest_checkpoint() is not None
+
+    def _keys_of(self, step: int) -> list[str]:
+        """Keys of all rows of a step (from 1 on), on all ranks."""
+        epoch = bisect.bisect_right(self.ends, step - 1) - 1
+        batches, at = self.loader.batches, (step - 1 - self.ends[epoch]) * self.config.accumulate
+        with_positions = list(itertools.islice(batches.global_steps(epoch), at, at + self.config.accumulate))
+        return [key for positions in with_positions for key in self.loader.rows.keys[positions].tolist()]
+
+    def _go_back(self) -> None:
+        """To the last checkpoint; the steps that were not finite are not taken from there."""
+        wrong, self.skipped = self.skipped, []
+        self._restore()
+        self.left_out |= {step - 1 for step in wrong}
+        self._append([{'step': self.step, 'leaves_out': step, 'keys': self._keys_of(step)} for step in wrong])
+        _log.warning(
+            'run %s: went back to its checkpoint of step %d; %s from there will be left out',
+            self.run.id, self.step, how_many(len(self.left_out), 'step'),
+        )  # fmt: skip
 
     def _save(self) -> None:
-        read = self._losses()  # waits for steps that the device has not done, which is no cost of the checkpoint
-        began = time.monotonic()
-        self._check_weights()
         state = {
             'step': self.step,
             'loader': self.loader.state_dict(),
             'sums': self.sums.tolist(),
-            'unread': read,
+            'unread': self.unread.state(),  # waits for steps that the device has not done: no cost of the checkpoint
             'metrics': self.metrics,
+            'left_out': sorted(self.left_out),
+            'skipped': self.skipped,
+            'scaler': self.stepper.scaler.state_dict(),
+            'scheduler': None if self.scheduler is None else self.scheduler.state_dict(),
+            'groups': groups_of(self.optimizer),
         }
+        began = time.monotonic()
+        self._check_weights()
+        if self.average is not None:
+            self.average.settle()
         if world()[0] == 0:
             sync_metrics(self.run)
-            save_checkpoint(self.run, self.model, self.optimizer, state)
+            save_checkpoint(self.run, self.model, self.optimizer, state, parts=self.parts, keep=self.keep)
         self.saved_at = time.monotonic()
         self.save_took = self.saved_at - began
 
@@ -296,17 +386,21 @@ class Loop:
         """A checkpoint that nothing can be trained on from would take the place of one that is good.
 
         Raises:
-            TrainError: a weight is not finite.
+            TrainError: a weight is not finite, and there is nothing to go back to.
         """
         floats = [(name, t) for name, t in self.model.state_dict().items() if t.is_floating_point()]
         finite = torch.stack([torch.isfinite(tensor).all() for _, tensor in floats])
         wrong = [name for (name, _), fine in zip(floats, finite.tolist(), strict=True) if not fine]
-        if wrong:
-            more = f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''
-            raise TrainError(
-                f'Run {self.run.id}: {wrong[0]}{more} of the model is not finite after step {self.step}. '
-                f'{self._ways_out()}'
-            )
+        if not wrong:
+            return
+        # Which steps did it? Those that were not finite; they leave statistics of BatchNorm behind, for one.
+        self._look_at(self.unread.read().bad)
+        if self._may_go_back():
+            raise _GoBack
+        more = f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''
+        raise TrainError(
+            f'Run {self.run.id}: {wrong[0]}{more} of the model is not finite after step {self.step}. {self._ways_out()}'
+        )
 
     def _ways_out(self) -> str:
         kept = self.run.newest_checkpoint()
@@ -317,16 +411,23 @@ class Loop:
 
     def _restore(self) -> None:
         folder = self.run.newest_checkpoint()
-        state = load_checkpoint(folder, self.model, self.optimizer) if folder is not None else None
-        if state is not None:
+        if folder is not None:
+            state = load_checkpoint(self.run, folder, self.model, self.optimizer, parts=self.parts)
             self.step = state['step']
             self.loader.load_state_dict(state['loader'])
             self.sums.copy_(torch.tensor(state['sums']))
-            self.unread = [(step, torch.tensor(loss, device=self.device)) for step, loss in state['unread']]
+            self.unread.load(state['unread'], self.device)
             self.metrics = state['metrics']
+            self.left_out = set(state['left_out'])
+            self.skipped = state['skipped']
+            if state['scaler']:
+                self.stepper.scaler.load_state_dict(state['scaler'])
+            if self.scheduler is not None:
+                self.scheduler.load_state_dict(state['scheduler'])
+            set_groups(self.optimizer, state['groups'])
         if world()[0] == 0:
             cut_metrics(self.run, self.step)
-            drop_checkpoints(self.run, keep=1)
+            drop_checkpoints(self.run, **dataclasses.asdict(self.keep) | {'best': self.keep.best is not None})
 
     def _append(self, lines: list[dict[str, Any]]) -> None:
         if world()[0] == 0:
@@ -336,6 +437,10 @@ class Loop:
         if world()[0] == 0:
             self.run = update_run(self.run, **changes)
         return self.run
+
+
+class _GoBack(Exception):
+    """Too many steps were not finite."""
 
 
 def _finite_or_none(value: Any) -> Any:

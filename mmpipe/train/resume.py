@@ -13,7 +13,10 @@ from mmpipe.runs.lock import is_training
 
 _log = logging.getLogger(__name__)
 
-FREE = ('checkpoint_every', 'checkpoint_seconds', 'evaluate_every', 'log_every')
+FREE = (
+    'checkpoint_every', 'checkpoint_seconds', 'keep_checkpoints', 'keep_best', 'keep_every', 'evaluate_every',
+    'log_every',
+)  # fmt: skip
 """Settings that change no step."""
 LENGTH = ('epochs', 'max_steps')
 """Settings that change no step unless the learning rate depends on the length of the run."""

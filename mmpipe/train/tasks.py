@@ -1,7 +1,15 @@
-"""Tasks: what a model learns from a field of the snapshot. Frozen, and as JSON part of every run record."""
+"""Tasks: what a model learns from a field of the snapshot. Frozen, and as JSON part of every run record.
+
+A task of your own is a frozen dataclass derived from `Task`, with a `kind`, a `loss` as (sum, count) over labelled
+rows, and `metrics`; `outputs` or `output_shape` where it has more than one number per row, and `check_field` and
+`wrong` to refuse fields and values that do not fit (`examples/07_your_own_parts.py`). At the top level of a module it
+can be rebuilt from a run.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +18,7 @@ import numpy as np
 import torch
 
 from mmpipe.errors import ConfigError, DataError, LabelError, RunError, TrainError
-from mmpipe.shards import Rows
+from mmpipe.shards import Field, Rows
 from mmpipe.train import losses, metrics
 
 
@@ -105,7 +113,7 @@ class Task:
             mask: bool `[B]`, True where labelled.
             std: standard deviation of a regression's target on the training rows.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f'{type(self).__name__}.loss')
 
     def metrics(self, output: np.ndarray, target: np.ndarray) -> dict[str, float | None]:
         """Metrics of labelled rows.
@@ -117,7 +125,7 @@ class Task:
         Returns:
             {metric: value}; None where it is not defined (no rows, for one).
         """
-        raise NotImplementedError
+        return {}
 
     def check(self, rows: Rows, *, what: str) -> None:
         """Check every target of the rows before any training.
@@ -139,18 +147,17 @@ class Task:
                 f'Task {self.name!r} is learned from field {self.field!r}, which snapshot {rows.snapshot.id} has not; '
                 f'it has {", ".join(rows.fields)}. Add it to fields= of mm.snapshot, or leave the task out.'
             )
-        field = rows.fields[self.field]
-        self._check_field(field.kind, field.vocabulary, field.shape)
+        self.check_field(rows.fields[self.field])
         labelled = 0
         for start in range(0, len(rows), 4096):
             positions = np.arange(start, min(start + 4096, len(rows)))
             values, valid = rows.read(self.field, positions)
-            wrong = np.flatnonzero(valid & self._wrong(values))
+            wrong = np.flatnonzero(valid & self.wrong(values))
             if len(wrong):
                 row = int(wrong[0])
                 raise LabelError(
                     f'Task {self.name!r}: row {rows.keys[start + row]!r} of the {what} rows has {self.field} = '
-                    f'{np.asarray(values[row]).tolist()!r}, which is not {self._expected()}. Correct the label, store '
+                    f'{np.asarray(values[row]).tolist()!r}, which is not {self.expected()}. Correct the label, store '
                     f'a null instead, or give the task the classes it needs.'
                 )
             labelled += int(valid.sum())
@@ -162,16 +169,24 @@ class Task:
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object, which `task_from_json` takes."""
-        raise NotImplementedError
+        mine = type(self)
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {'kind': f'{mine.__module__}:{mine.__qualname__}', **values}
 
-    def _check_field(self, kind: str, vocabulary: tuple[str, ...] | None, shape: tuple[int, ...]) -> None:
-        raise NotImplementedError
+    def check_field(self, field: Field) -> None:
+        """Refuse a field that the task cannot be learned from, by a ConfigError or LabelError.
 
-    def _wrong(self, values: Any) -> np.ndarray:
-        raise NotImplementedError
+        Args:
+            field: what the snapshot says of it.
+        """
 
-    def _expected(self) -> str:
-        raise NotImplementedError
+    def wrong(self, values: Any) -> np.ndarray:
+        """bool `[n]`: which of some targets do not fit; those that are missing do not matter."""
+        return np.zeros(len(values), dtype=bool)
+
+    def expected(self) -> str:
+        """What a target is, for the message about one that does not fit: 'which is not ...'."""
+        return f'a target of {type(self).__name__}'
 
     def _refuse(self, kind: str, wanted: str) -> None:
         raise ConfigError(
@@ -226,16 +241,19 @@ class Classification(_Classes):
         target = target.astype(np.int64)
         return {'accuracy': metrics.accuracy(predicted, target), 'macro_f1': metrics.macro_f1(predicted, target)}
 
-    def _check_field(self, kind: str, vocabulary: tuple[str, ...] | None, shape: tuple[int, ...]) -> None:
-        if kind not in ('label', 'scalar'):
-            self._refuse(kind, 'a label or an integer')
-        self._check_vocabulary(vocabulary)
+    def check_field(self, field: Field) -> None:
+        """See `Task.check_field`."""
+        if field.kind not in ('label', 'scalar'):
+            self._refuse(field.kind, 'a label or an integer')
+        self._check_vocabulary(field.vocabulary)
 
-    def _wrong(self, values: np.ndarray) -> np.ndarray:
+    def wrong(self, values: Any) -> np.ndarray:
+        """See `Task.wrong`."""
         whole = values == np.floor(values) if values.dtype.kind == 'f' else True
         return ~((values >= 0) & (values < self.outputs) & whole)
 
-    def _expected(self) -> str:
+    def expected(self) -> str:
+        """See `Task.expected`."""
         return f'a class from 0 to {self.outputs - 1}'
 
 
@@ -260,17 +278,20 @@ class Multilabel(_Classes):
         # A logit above 0 is a probability above 1/2.
         return {'micro_f1': metrics.micro_f1(output > 0, there), 'map': metrics.mean_average_precision(output, there)}
 
-    def _check_field(self, kind: str, vocabulary: tuple[str, ...] | None, shape: tuple[int, ...]) -> None:
-        if kind == 'tensor' and shape != (self.outputs,):
-            self._refuse(f'tensor {list(shape)}', f'several labels, or a tensor [{self.outputs}] of 0 and 1')
-        if kind not in ('labels', 'tensor'):
-            self._refuse(kind, f'several labels, or a tensor [{self.outputs}] of 0 and 1')
-        self._check_vocabulary(vocabulary)
+    def check_field(self, field: Field) -> None:
+        """See `Task.check_field`."""
+        if field.kind == 'tensor' and field.shape != (self.outputs,):
+            self._refuse(f'tensor {list(field.shape)}', f'several labels, or a tensor [{self.outputs}] of 0 and 1')
+        if field.kind not in ('labels', 'tensor'):
+            self._refuse(field.kind, f'several labels, or a tensor [{self.outputs}] of 0 and 1')
+        self._check_vocabulary(field.vocabulary)
 
-    def _wrong(self, values: np.ndarray) -> np.ndarray:
+    def wrong(self, values: Any) -> np.ndarray:
+        """See `Task.wrong`."""
         return ((values != 0) & (values != 1)).any(axis=1) | (values[:, self.outputs :] != 0).any(axis=1)
 
-    def _expected(self) -> str:
+    def expected(self) -> str:
+        """See `Task.expected`."""
         return f'0 or 1 for each of {self.outputs} classes'
 
 
@@ -306,14 +327,17 @@ class Regression(Task):
         """See `Task.to_json`."""
         return {'kind': self.kind, 'field': self.field, 'name': self.name, 'weight': self.weight}
 
-    def _check_field(self, kind: str, vocabulary: tuple[str, ...] | None, shape: tuple[int, ...]) -> None:
-        if kind != 'scalar':
-            self._refuse(kind, 'a number')
+    def check_field(self, field: Field) -> None:
+        """See `Task.check_field`."""
+        if field.kind != 'scalar':
+            self._refuse(field.kind, 'a number')
 
-    def _wrong(self, values: np.ndarray) -> np.ndarray:
+    def wrong(self, values: Any) -> np.ndarray:
+        """See `Task.wrong`."""
         return ~np.isfinite(values)
 
-    def _expected(self) -> str:
+    def expected(self) -> str:
+        """See `Task.expected`."""
         return 'a finite number'
 
 
@@ -331,13 +355,28 @@ def task_from_json(value: Mapping[str, Any]) -> Task:
     """
     arguments = dict(value)
     kind = arguments.pop('kind', None)
-    if kind not in KINDS:
+    made = KINDS[kind] if kind in KINDS else _own_kind(str(kind))
+    for field in dataclasses.fields(made):
+        if isinstance(arguments.get(field.name), list):  # JSON knows no tuples
+            arguments[field.name] = tuple(arguments[field.name])
+    return made(**arguments)
+
+
+def _own_kind(name: str) -> type[Task]:
+    """The class that 'module:qualname' names."""
+    module, _, qualname = name.partition(':')
+    try:
+        found: Any = importlib.import_module(module) if qualname else None
+        for part in qualname.split('.'):
+            found = getattr(found, part)
+    except (ImportError, AttributeError):
+        found = None
+    if not (isinstance(found, type) and issubclass(found, Task)):
         raise RunError(
-            f'A run record names a task of kind {kind!r}; this mmpipe knows {", ".join(KINDS)}. Upgrade mmpipe.'
+            f'A run record names a task of kind {name!r}; this mmpipe knows {", ".join(KINDS)}, and finds no such '
+            f'class. Run from the folder that holds it, or upgrade mmpipe.'
         )
-    if isinstance(arguments.get('classes'), list):
-        arguments['classes'] = tuple(arguments['classes'])
-    return KINDS[kind](**arguments)
+    return found
 
 
 def _checked(classes: int | Sequence[str]) -> int | tuple[str, ...]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,20 +25,34 @@ from mmpipe.data.device import resolve
 from mmpipe.data.loader import DataLoader, world
 from mmpipe.durable import write_bytes
 from mmpipe.errors import ConfigError, DataError
-from mmpipe.models.multitask import MultitaskModel, slot
+from mmpipe.models.multitask import MultitaskModel, check_freeze, slot
+from mmpipe.models.rebuild import run_weights
 from mmpipe.models.transfer import TransferFactory
-from mmpipe.models.weights_file import load_weights, put_weights
+from mmpipe.models.weights_file import put_weights
 from mmpipe.runs import Run, create_run, describe_factory, open_run
 from mmpipe.runs.lock import training
 from mmpipe.shards import Rows
 from mmpipe.shards.root import place_of
-from mmpipe.train.distributed import from_rank_0, same_on_all
+from mmpipe.train.balancing import Balancing, check_balancing, name_of
+from mmpipe.train.callbacks import Callback
+from mmpipe.train.compiling import compile_parts
+from mmpipe.train.distributed import from_rank_0
 from mmpipe.train.evaluate import fields_of, tasks_of
 from mmpipe.train.loop import Loop
+from mmpipe.train.optimizer import OptimizerFactory, SchedulerFactory, name_of_factory
+from mmpipe.train.precision import check_precision
 from mmpipe.train.random_numbers import borrowed_generators, seed_generators
+from mmpipe.train.recompute import forget_blocks
 from mmpipe.train.resume import check_resumed, unfinished_run
 from mmpipe.train.tasks import Task
 
+OUTSIDE = ('progress', 'runs', 'device', 'callbacks')
+"""Settings about this process, not about what is trained."""
+COUNTS = (
+    'epochs', 'max_steps', 'accumulate', 'checkpoint_every', 'keep_checkpoints', 'keep_every', 'evaluate_every',
+    'log_every',
+)  # fmt: skip
+SCHEDULES = ('constant', 'cosine')
 Progress = Callable[[str, int, int, str], None]
 """progress(stage, done, total, unit), as in progress('train', 640, 4000, 'rows')."""
 
@@ -50,18 +65,41 @@ class Trainer:
         epochs: passes over the training rows.
         max_steps: stop after so many optimizer steps, if that is earlier.
         lr: peak learning rate of AdamW.
-        weight_decay: of matrices; vectors are not decayed.
+        weight_decay: of matrices; vectors and embeddings are not decayed.
+        optimizer: makes another one of parameter groups, such as `functools.partial(torch.optim.SGD, lr=0.1)`; its own
+            learning rate then counts. Its state must be tensors per parameter.
+        scheduler: makes a `torch.optim.lr_scheduler` of the optimizer, which is stepped after each optimizer step,
+            instead of `schedule` and `warmup`.
+        layer_decay: factor of the learning rate from one layer of an encoder to the one before it, in (0, 1]; see
+            `mmpipe.train.optimizer.parameter_groups`.
+        unfreeze: {epoch: how many of the last layers of each encoder train from then on, or None for all}, as ULMFiT
+            does (Howard, Ruder 2018, section 3.3); before the first of them, as the model was made.
+        ema: decay of a running average of the weights, in (0, 1), such as 0.999: what is evaluated, and what
+            `mm.load_model` gives.
         schedule: 'constant', or 'cosine' down to 0.
         warmup: optimizer steps of linear growth of the learning rate.
         clip: largest norm of the gradient; None for no clipping.
-        precision: 'fp32', or 'bf16' for autocast (weights stay float32).
-        accumulate: batches per optimizer step.
+        precision: 'fp32'; 'bf16' for autocast (weights stay float32); 'fp16' for autocast with a loss scale.
+        accumulate: batches per optimizer step: the effective batch is this many times the loader's.
+        balancing: how the losses of several tasks become one: 'fixed' by the weights of the tasks, 'uncertainty', or a
+            `mmpipe.train.Balancing`.
+        channels_last: lay images and weights of convolutions out with their channels last.
+        recompute: activation checkpointing: True for every block that repeats, 'matmuls' to keep products of matrices,
+            convolutions and attention, or names of modules; see `mmpipe.train.recompute`.
+        compile: compile encoders, fusion and heads with `torch.compile`: True, or its mode.
+        skip_nonfinite: so many steps whose loss is not finite change nothing and are recorded with their rows; after
+            more the training goes back to its last checkpoint and leaves them out; after as many again it stops.
+        callbacks: told of what happens, in order; see `mmpipe.train.Callback`.
         seed: of the initial weights, dropout and other draws; the order is the loader's seed.
         device: where to train; must be the loaders'. The training loader's when 'auto'.
         runs: folder of the runs; the project's `.mmpipe/runs` when None.
         checkpoint_every: optimizer steps between checkpoints; None for none by steps.
         checkpoint_seconds: seconds between checkpoints; 'auto' for 5, or 20 times what the last one took where that is
             more; None for none by time. The last step has one in any case, and so has the step of a Ctrl-C.
+        keep_checkpoints: so many of the newest checkpoints stay.
+        keep_best: 'task.metric' of the validation rows: the best checkpoint by it stays, too, and there is one after
+            each evaluation. Losses, `mae` and `rmse` are better where they are lower; any other with a `-` before it.
+        keep_every: checkpoints of steps that this divides stay, too.
         evaluate_every: epochs between evaluations; the last epoch has one in any case.
         log_every: optimizer steps between lines of losses in metrics.jsonl; reading them waits for the device.
         progress: called after each step with ('train', rows done, rows in all, 'rows').
@@ -81,16 +119,30 @@ class Trainer:
     max_steps: int | None = None
     lr: float = 1e-3
     weight_decay: float = 0.01
+    optimizer: OptimizerFactory | None = None
+    scheduler: SchedulerFactory | None = None
+    layer_decay: float | None = None
+    unfreeze: Mapping[int, int | None] | None = None
+    ema: float | None = None
     schedule: str = 'constant'
     warmup: int = 0
     clip: float | None = None
     precision: str = 'fp32'
     accumulate: int = 1
+    balancing: str | Balancing = 'fixed'
+    channels_last: bool = False
+    recompute: bool | str | Sequence[str] = False
+    compile: bool | str = False
+    skip_nonfinite: int = 3
+    callbacks: Sequence[Callback] = ()
     seed: int = 0
     device: str = 'auto'
     runs: str | os.PathLike[str] | None = None
     checkpoint_every: int | None = None
     checkpoint_seconds: float | str | None = 'auto'
+    keep_checkpoints: int = 1
+    keep_best: str | None = None
+    keep_every: int | None = None
     evaluate_every: int = 1
     log_every: int = 10
     progress: Progress | None = None
@@ -102,17 +154,32 @@ class Trainer:
                 continue
             if value is not None and (not isinstance(value, int | float) or not value > 0):
                 raise ConfigError(f'Trainer({name}={value!r}): a positive number is meant.')
-        for name in ('epochs', 'max_steps', 'accumulate', 'checkpoint_every', 'evaluate_every', 'log_every'):
+        for name in COUNTS:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ConfigError(f'Trainer({name}={value!r}): a whole number from 1 on is meant.')
-        if self.weight_decay < 0 or self.warmup < 0:
-            raise ConfigError(f'Trainer(weight_decay={self.weight_decay}, warmup={self.warmup}): not below 0.')
-        for name, words in (('precision', ('fp32', 'bf16')), ('schedule', ('constant', 'cosine'))):
-            if getattr(self, name) not in words:
-                raise ConfigError(
-                    f'Trainer({name}={getattr(self, name)!r}): one of {", ".join(map(repr, words))} is meant.'
-                )
+        for name in ('weight_decay', 'warmup', 'skip_nonfinite'):
+            if getattr(self, name) < 0:
+                raise ConfigError(f'Trainer({name}={getattr(self, name)}): not below 0.')
+        check_precision(self.precision)
+        check_balancing(self.balancing)
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(
+                f'Trainer(schedule={self.schedule!r}): one of {", ".join(map(repr, SCHEDULES))} is meant.'
+            )
+        for name, most in (('layer_decay', 1.0), ('ema', math.nextafter(1.0, 0.0))):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= most:
+                raise ConfigError(f'Trainer({name}={value}): above 0, and {"below" if most < 1 else "at most"} 1.')
+        if self.scheduler is not None and (self.schedule != 'constant' or self.warmup):
+            raise ConfigError('Trainer(scheduler=...) sets the learning rate alone: leave out schedule and warmup.')
+        for epoch, layers in (self.unfreeze or {}).items():
+            if not isinstance(epoch, int) or epoch < 0:
+                raise ConfigError(f'Trainer(unfreeze={{{epoch!r}: ...}}): an epoch is a whole number from 0 on.')
+            check_freeze(layers)
+        wrong = [each for each in self.callbacks if not isinstance(each, Callback)]
+        if wrong:
+            raise ConfigError(f'Trainer(callbacks=[{wrong[0]!r}]): derive it from mmpipe.train.Callback.')
 
     def fit(
         self,
@@ -197,7 +264,12 @@ class Trainer:
                     _carry_weights(model, open_run(lineage['path']), lineage['new_tasks'])
                 if hasattr(model, 'fit_buffers'):
                     model.fit_buffers(train.seen)  # type: ignore[operator]
-            same_on_all(model, parameters=True)
+            if self.channels_last:
+                model.to(memory_format=torch.channels_last)
+            if self.recompute:
+                forget_blocks(model, self.recompute)
+            if self.compile:
+                compile_parts(model, mode=None if self.compile is True else str(self.compile))
             if run is None:
                 run = self._start(name, description, reason, val, lineage)
             with training(run) if world()[0] == 0 else nullcontext():
@@ -213,7 +285,16 @@ class Trainer:
         3
         """
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {key: value for key, value in settings.items() if key not in ('progress', 'runs', 'device')}
+        settings = {key: value for key, value in settings.items() if key not in OUTSIDE}
+        return {
+            **settings,
+            'balancing': name_of(self.balancing),
+            'optimizer': name_of_factory(self.optimizer),
+            'scheduler': name_of_factory(self.scheduler),
+            'unfreeze': None
+            if self.unfreeze is None
+            else {str(key): self.unfreeze[key] for key in sorted(self.unfreeze)},
+        }
 
     def _check_loaders(self, train: DataLoader, val: DataLoader | None) -> None:
         for what, loader in (('train', train), ('val', val)):
@@ -357,7 +438,7 @@ def _lineage(
 
 def _carry_weights(model: nn.Module, parent: Run, new_tasks: list[str]) -> None:
     """Put a run's weights into a model that may have more tasks, or fewer."""
-    tensors = load_weights(parent.checkpoint() / 'model.safetensors')
+    tensors = run_weights(parent)
     if isinstance(model, MultitaskModel):
         kept = {slot(task.name) for task in model.tasks}
         # A task that is no longer wanted leaves its head behind; everything else of the run must have its place.

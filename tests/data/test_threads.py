@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -115,3 +117,34 @@ def test_threads_that_make_batches_together_need_two_of_them_and_one_more_for_ea
         depth.note(made_s=1.0, used_s=1.0, waited_s=0.0)
     depth.note(made_s=1.0, used_s=1.0, waited_s=0.5)
     assert depth.now == 3
+
+
+SCRIPT = """
+import sys, tempfile
+import numpy as np
+from mmpipe.data.batch import BatchTask, Request
+from mmpipe.data.threads import ThreadReader
+from mmpipe.shards import Block, Field, write_snapshot
+
+class Long:
+    shape, rest, dtype, draws = (1,), (), 'int64', 0
+    def decode(self, data, draws, out):
+        import torch
+        for _ in range(400):  # in the code of a library, out of which a thread that is ended cannot be unwound
+            torch.ones(64, 64) @ torch.ones(64, 64)
+        return out
+
+block = Block(keys=[f'k{i}' for i in range(40)], columns={'number': [b'1'] * 40})
+rows = write_snapshot(tempfile.mkdtemp(), [Field(name='number', kind='binary')], block).rows()
+reader = ThreadReader(BatchTask(rows, ['number'], decode={'number': Long()}), threads=3, allocate=np.empty)
+for _ in range(50):
+    reader.submit(Request(np.arange(40)))
+reader.next()
+print('ends', flush=True)
+"""
+
+
+def test_a_program_that_ends_in_the_middle_of_batches_ends_well_and_soon():
+    for _ in range(5):
+        done = subprocess.run([sys.executable, '-c', SCRIPT], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout.strip(), done.stderr) == (0, 'ends', '')

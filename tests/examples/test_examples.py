@@ -20,6 +20,7 @@ SAYS = {
     '03_bring_your_own_data_no_pixeltable.py': ['masked losses, all rows', 'complete rows only'],
     '04_plain_torch_dataloader.py': ['torch.uint8 (', 'collated by workers', 'gathered whole'],
     '05_transfer.py': ['digits/0002: head only', 'weights of digits/0001', 'rebuilt'],
+    '07_your_own_parts.py': ['uncertainty', 'PCGrad()', 'outline (val): loss'],
 }
 
 

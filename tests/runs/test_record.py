@@ -109,5 +109,5 @@ def test_old_checkpoints_and_half_written_ones_are_dropped(tmp_path):
     for name in ('00000002', '00000010', '.00000011.99.tmp'):
         (run.path / 'checkpoints' / name).mkdir(parents=True)
     assert run.checkpoint().name == '00000010'
-    drop_checkpoints(run, keep=1)
+    drop_checkpoints(run, newest=1)
     assert [entry.name for entry in (run.path / 'checkpoints').iterdir()] == ['00000010']

@@ -316,12 +316,12 @@ def test_what_would_change_a_step_cannot_differ_on_resume(shop, full_shop, tmp_p
         Trainer(**options).fit(build, *loaders(shop), resume='shop/0009')
 
 
-@pytest.mark.parametrize('file', ['state.json', 'optimizer.safetensors'])
+@pytest.mark.parametrize('file', ['state.json', 'optimizer.safetensors', 'model.safetensors', 'checkpoint.json'])
 def test_a_damaged_checkpoint_is_named_with_the_next_move(shop, tmp_path, file):
     options = {'epochs': 2, 'runs': tmp_path, 'checkpoint_every': 2}
     failed = interrupted(options, shop, 64)
     (failed.checkpoint() / file).write_bytes(b'{')
-    with pytest.raises(TrainError, match=r'cannot be read .* Delete the folder'):
+    with pytest.raises(RunError, match=rf'is damaged: {file} .* delete its folder, and the training starts anew'):
         Trainer(**options).fit(build, *loaders(shop), resume=failed)
 
 

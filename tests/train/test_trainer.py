@@ -273,7 +273,10 @@ def test_bad_labels_missing_fields_and_wrong_loaders_are_refused_before_a_run_is
     [
         {'epochs': 0},
         {'lr': 0},
-        {'precision': 'fp16'},
+        {'precision': 'int8'},
+        {'skip_nonfinite': -1},
+        {'balancing': 'equal'},
+        {'callbacks': [print]},
         {'accumulate': 0},
         {'schedule': 'step'},
         {'warmup': -1},

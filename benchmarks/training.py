@@ -1,0 +1,294 @@
+"""What training costs beside plain PyTorch, and what its techniques give; several figures of `techniques.py` besides.
+
+`trainer_overhead`         seconds of a step of `mm.Trainer` over those of a loop written by hand, less 1: the same
+                           model, optimizer, batches and losses, rows in memory, steps of some 20 ms
+`fabric_overhead`, `accelerate_overhead`   the same of Lightning Fabric and Accelerate around the loop by hand, where
+                           they are installed
+`bf16_speedup`             steps per second of a ResNet in bf16 over float32
+`multitask_cost_ratio`     seconds of a step with five tasks over one, the higher of a frozen and a trainable encoder
+`multitask_memory_ratio`   the same of the bytes that a step saves for its backward pass
+
+    python benchmarks/training.py [--quick] [--repeats N] [--json] [--out DIR]
+
+Losses of all loops are compared first: they must be equal to 1e-5, or nothing is timed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(HERE.parent))
+
+from harness import Bench  # noqa: E402
+
+import mmpipe as mm  # noqa: E402
+from mmpipe.models import BareModel  # noqa: E402
+from mmpipe.shards import Block, Field, write_snapshot  # noqa: E402
+from mmpipe.train import Callback  # noqa: E402
+from mmpipe.train.balancing import Balancing  # noqa: E402
+from mmpipe.train.optimizer import make_optimizer  # noqa: E402
+from mmpipe.train.random_numbers import borrowed_generators, seed_generators  # noqa: E402
+from mmpipe.train.step import Stepper  # noqa: E402
+from mmpipe.train.strategy import Replicated  # noqa: E402
+
+WANTED = {
+    'trainer_overhead': 'at most 0.02',
+    'bf16_speedup': 'at least 1.3, on a CPU with avx512_bf16',
+    'multitask_cost_ratio': 'below 1.3',
+    'multitask_memory_ratio': 'below 1.3',
+}
+FEATURES, CLASSES, BATCH = 512, 10, 128
+WARM, STEPS = 10, 60
+
+
+class Network(nn.Module):
+    """Layers of one width: a step of some 20 ms on one core."""
+
+    def __init__(self, width: int = 1024, depth: int = 6) -> None:
+        super().__init__()
+        sizes = [FEATURES, *[width] * depth]
+        layers: list[nn.Module] = []
+        for i, o in itertools.pairwise(sizes):
+            layers += [nn.Linear(i, o), nn.GELU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(width, CLASSES))
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return self.layers(values)
+
+
+def made_rows(folder: Path, rows: int) -> Any:
+    """A snapshot of vectors with a class each."""
+    rng = np.random.default_rng(0)
+    kinds = rng.integers(0, CLASSES, rows)
+    vectors = rng.normal(size=(rows, FEATURES)).astype(np.float32) + np.float32(0.1) * kinds[:, None].astype(np.float32)
+    fields = [
+        Field(name='vector', kind='tensor', dtype='float32', shape=(FEATURES,)),
+        Field(name='kind', kind='label', vocabulary=tuple(f'k{i}' for i in range(CLASSES))),
+    ]
+    columns = {'vector': list(vectors), 'kind': [f'k{i}' for i in kinds]}
+    return write_snapshot(folder, fields, Block(keys=[f'{i:06}' for i in range(rows)], columns=columns)).rows()
+
+
+def build() -> nn.Module:
+    torch.manual_seed(0)
+    return BareModel(Network(), inputs='vector', tasks=[mm.classification('kind', CLASSES)])
+
+
+class Clock(Callback):
+    """When losses were read: a step's seconds without what comes before the first and after the last of them."""
+
+    def __init__(self) -> None:
+        self.at: list[tuple[int, float]] = []
+        self.losses: list[float] = []
+
+    def on_losses(self, run: Any, step: int, losses: Any) -> None:
+        self.at.append((step, time.perf_counter()))
+        self.losses.append(losses['kind'])
+
+    @property
+    def step_s(self) -> float:
+        (first, began), (last, ended) = self.at[0], self.at[-1]
+        return (ended - began) / (last - first)
+
+
+def ours(rows: Any, steps: int, runs: Path) -> tuple[float, list[float]]:
+    clock = Clock()
+    loader = mm.DataLoader(rows, batch_size=BATCH, shuffle=True, seed=0, device='cpu')
+    trainer = mm.Trainer(
+        epochs=99, max_steps=WARM + steps, lr=1e-3, log_every=10, runs=runs, callbacks=[clock], checkpoint_seconds=None
+    )
+    trainer.fit(build, loader, name='bench')
+    return clock.step_s, clock.losses
+
+
+def order_of(rows: Any, steps: int) -> list[np.ndarray]:
+    """Positions of the batches that the loader gives."""
+    batches = mm.DataLoader(rows, batch_size=BATCH, shuffle=True, seed=0, device='cpu').batches
+    found: list[np.ndarray] = []
+    epoch = 0
+    while len(found) < steps:
+        found += list(batches.global_steps(epoch))
+        epoch += 1
+    return found[:steps]
+
+
+def by_hand(rows: Any, steps: int, wrap: Callable[..., Any] | None = None) -> tuple[float, list[float]]:
+    """The loop that one would write: tensors in memory, an index per batch, AdamW, losses read every ten steps."""
+    vectors, kinds = torch.from_numpy(rows.read('vector')[0]), torch.from_numpy(rows.read('kind')[0])
+    with borrowed_generators(torch.device('cpu')):
+        seed_generators(torch.device('cpu'), 0)
+        model: Any = build()
+    optimizer: Any = make_optimizer(model, lr=1e-3, weight_decay=0.01)
+    backward: Callable[[torch.Tensor], Any] = torch.Tensor.backward
+    if wrap is not None:
+        model, optimizer, backward = wrap(model, optimizer)
+    told: list[float] = []
+    kept: list[torch.Tensor] = []
+    began = 0.0
+    model.train()
+    for number, positions in enumerate(order_of(rows, WARM + steps), 1):
+        index = torch.from_numpy(positions)
+        batch = {'vector': vectors[index], 'kind': kinds[index]}
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(batch)['kind'], batch['kind'])
+        backward(loss)
+        optimizer.step()
+        kept.append(loss.detach())
+        if number % 10 == 0:
+            told.append(float(torch.stack(kept).mean()))
+            kept.clear()
+            if number == WARM:
+                began = time.perf_counter()
+    return (time.perf_counter() - began) / steps, told
+
+
+def with_fabric(model: nn.Module, optimizer: Any) -> Any:
+    from lightning.fabric import Fabric
+
+    fabric = Fabric(accelerator='cpu', devices=1)
+    model, optimizer = fabric.setup(model, optimizer)
+    return model, optimizer, fabric.backward
+
+
+def with_accelerate(model: nn.Module, optimizer: Any) -> Any:
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    return model, optimizer, accelerator.backward
+
+
+def loops(rows: Any, steps: int, runs: Path) -> dict[str, Callable[[], tuple[float, list[float]]]]:
+    found: dict[str, Callable[[], tuple[float, list[float]]]] = {
+        'ours': lambda: ours(rows, steps, runs),
+        'by_hand': lambda: by_hand(rows, steps),
+    }
+    if importlib.util.find_spec('lightning') is not None:
+        found['fabric'] = lambda: by_hand(rows, steps, with_fabric)
+    if importlib.util.find_spec('accelerate') is not None:
+        found['accelerate'] = lambda: by_hand(rows, steps, with_accelerate)
+    return found
+
+
+def overhead(rows: Any, steps: int, runs: Path) -> dict[str, tuple[float, str]]:
+    """One turn of each loop, in an order that changes."""
+    seconds = {name: loop() for name, loop in loops(rows, steps, runs).items()}
+    told = {name: losses for name, (_, losses) in seconds.items()}
+    for name, losses in told.items():
+        if not np.allclose(losses, told['by_hand'], rtol=1e-5):
+            raise ValueError(f'{name} trains something else: {losses[-3:]} where {told["by_hand"][-3:]} were expected')
+    hand = seconds['by_hand'][0]
+    found = {f'{name}_step_ms': (1000 * taken, 'ms') for name, (taken, _) in seconds.items()}
+    for name, figure in (('ours', 'trainer'), ('fabric', 'fabric'), ('accelerate', 'accelerate')):
+        if name in seconds:
+            found[f'{figure}_overhead'] = (seconds[name][0] / hand - 1, 'of a step')
+    return found
+
+
+def resnet_steps(precision: str, steps: int) -> float:
+    """Seconds of a step of timm's ResNet-18 on 32 images of 64 pixels, as the trainer takes it."""
+    task = mm.classification('kind', CLASSES)
+    model = mm.MultitaskModel(encoders={'photo': mm.encoders.timm('resnet18')}, tasks=[task])
+    model.to(memory_format=torch.channels_last)
+    stepper = Stepper(
+        model, [task], make_optimizer(model, lr=1e-3, weight_decay=0.01), balancing=Balancing(), strategy=Replicated(),
+        device=torch.device('cpu'), precision=precision, channels_last=True,
+    )  # fmt: skip
+    batch = {
+        'photo': torch.randn(32, 3, 64, 64), 'kind': torch.arange(32) % CLASSES, '_key': ['k'] * 32,
+        '_mask': {'kind': torch.ones(32, dtype=torch.bool)}, '_present': {'photo': np.arange(32)},
+    }  # fmt: skip
+    return seconds_of(stepper, batch, [32.0], steps)[0]
+
+
+def seconds_of(stepper: Stepper, batch: dict[str, Any], counts: list[float], steps: int) -> tuple[float, int]:
+    """Seconds of a step, and bytes that its forward pass saves for the backward pass."""
+    saved: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        stepper([batch], counts, factor=1.0)
+    parameters = {p.untyped_storage().data_ptr() for p in stepper.parameters}
+    started = time.perf_counter()
+    for _ in range(steps):
+        stepper([batch], counts, factor=1.0)
+    took = (time.perf_counter() - started) / steps
+    return took, sum(size for at, size in saved.items() if at not in parameters)
+
+
+def tasks_steps(count: int, *, frozen: bool, steps: int) -> tuple[float, int]:
+    """A step with so many tasks on one encoder; every row has every label."""
+    tasks = [mm.classification(f't{i}', CLASSES) for i in range(count)]
+    model = mm.MultitaskModel(encoders={'photo': mm.encoders.timm('resnet18')}, tasks=tasks)
+    model.freeze('encoders' if frozen else None)
+    model.train()
+    stepper = Stepper(
+        model, tasks, make_optimizer(model, lr=1e-3, weight_decay=0.01), balancing=Balancing(), strategy=Replicated(),
+        device=torch.device('cpu'),
+    )  # fmt: skip
+    batch: dict[str, Any] = {'photo': torch.randn(32, 3, 64, 64), '_key': ['k'] * 32, '_mask': {}}
+    for task in tasks:
+        batch[task.field] = torch.arange(32) % CLASSES
+        batch['_mask'][task.field] = torch.ones(32, dtype=torch.bool)
+    return seconds_of(stepper, batch, [32.0] * count, steps)
+
+
+def multitask(steps: int) -> dict[str, tuple[float, str]]:
+    found: dict[str, tuple[float, str]] = {}
+    for name, frozen in (('frozen', True), ('trainable', False)):
+        one, one_bytes = tasks_steps(1, frozen=frozen, steps=steps)
+        five, five_bytes = tasks_steps(5, frozen=frozen, steps=steps)
+        found[f'multitask_cost_ratio_{name}'] = (five / one, 'ratio')
+        found[f'multitask_memory_ratio_{name}'] = (five_bytes / one_bytes, 'ratio')
+    for what in ('cost', 'memory'):
+        both = [found[f'multitask_{what}_ratio_{name}'][0] for name in ('frozen', 'trainable')]
+        found[f'multitask_{what}_ratio'] = (max(both), 'ratio')
+    return found
+
+
+def precision(steps: int) -> dict[str, tuple[float, str]]:
+    return {'bf16_speedup': (resnet_steps('fp32', steps) / resnet_steps('bf16', steps), 'ratio')}
+
+
+def main() -> None:
+    """The command."""
+    bench = Bench.from_arguments('training', __doc__)
+    torch.set_num_threads(1)
+    steps = 10 if bench.quick else STEPS
+    rows_count = BATCH * (WARM + steps + 1)  # an epoch is longer than what is timed
+    bench.notes = {
+        'wanted': WANTED,
+        'avx512_bf16': 'avx512_bf16' in Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else None,
+        'loops': {'rows': rows_count, 'features': FEATURES, 'batch': BATCH, 'steps': steps},
+    }
+    with tempfile.TemporaryDirectory() as folder, bench.recording():
+        rows = made_rows(Path(folder) / 'rows', rows_count)
+        bench.compare(
+            {
+                'loops': lambda: overhead(rows, steps, Path(folder) / 'runs'),
+                'precision': lambda: precision(max(steps // 6, 2)),
+                'multitask': lambda: multitask(max(steps // 6, 2)),
+            },
+            repeats=7,
+        )
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,179 @@
+"""One optimizer step: forward and backward passes of its micro-batches, gradients of all ranks, and the update.
+
+Nothing in it waits for the device. Losses come back as a tensor, and whether they are finite is decided there too: an
+update whose loss is not finite is left out by the kernel of the optimizer itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmpipe.train.balancing import Balancing
+from mmpipe.train.distributed import sum_over_ranks
+from mmpipe.train.evaluate import mask_of, target_stds
+from mmpipe.train.precision import autocast, loss_scaler
+from mmpipe.train.strategy import Strategy
+from mmpipe.train.tasks import Task
+
+
+class Stepper:
+    """Takes the steps of one training.
+
+    Args:
+        model: on its device, as the strategy prepared it.
+        tasks: what to learn.
+        optimizer: of all that is trained.
+        balancing: how losses become gradients.
+        strategy: how ranks share a step.
+        device: where the model is.
+        precision: 'fp32', 'bf16' or 'fp16'.
+        clip: largest norm of the gradient; None for no clipping.
+        channels_last: whether images are laid out with their channels last.
+
+    Attributes:
+        scaler: of the losses, for fp16.
+
+    >>> from mmpipe.models import BareModel
+    >>> from mmpipe.train.strategy import Replicated
+    >>> from mmpipe.train.tasks import regression
+    >>> task = regression('price')
+    >>> model = BareModel(nn.Linear(2, 1), inputs='title', tasks=[task])
+    >>> optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    >>> step = Stepper(model, [task], optimizer, balancing=Balancing(), strategy=Replicated(),
+    ...                device=torch.device('cpu'))
+    >>> batch = {'title': torch.ones(3, 2), 'price': torch.ones(3), '_key': ['a', 'b', 'c']}
+    >>> taken = step([batch], [3.0], factor=1.0); taken.shape, taken[0, 1]
+    (torch.Size([2, 2]), tensor(3.))
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tasks: Sequence[Task],
+        optimizer: torch.optim.Optimizer,
+        *,
+        balancing: Balancing,
+        strategy: Strategy,
+        device: torch.device,
+        precision: str = 'fp32',
+        clip: float | None = None,
+        channels_last: bool = False,
+    ) -> None:
+        self.model, self.tasks, self.optimizer = model, tuple(tasks), optimizer
+        self.balancing, self.strategy, self.device = balancing, strategy, device
+        self.precision, self.clip, self.channels_last = precision, clip, channels_last
+        self.scaler = loss_scaler(precision, device)
+        self.parameters = [p for group in optimizer.param_groups for p in group['params']]
+        self.stds = target_stds(model)
+        self.trained: list[nn.Parameter] = []
+        self.refresh()
+        for group in optimizer.param_groups:
+            group.setdefault('initial_lr', group['lr'])
+        # What such an optimizer takes along with its gradients: whether to leave the update out.
+        self.skips = bool(getattr(optimizer, '_step_supports_amp_scaling', False))
+
+    def __call__(self, micro: list[dict[str, Any]], counts: Sequence[float], *, factor: float | None) -> torch.Tensor:
+        """Take one step.
+
+        Args:
+            micro: micro-batches of this rank; emptied, so that each can go when it is done.
+            counts: labelled rows per task in the whole step, of all micro-batches and ranks.
+            factor: of the learning rates with which the optimizer was made; None where a scheduler sets them.
+
+        Returns:
+            float32 `[tasks + 1, 2]`, over all ranks: per task the sum of losses and the labelled rows; in the last row
+            the loss of the step, and 1 where it (or the gradient, if that is clipped) is not finite, so that nothing
+            was updated, else 0. An overflow of fp16 is no such step.
+        """
+        if factor is not None:
+            for group in self.optimizer.param_groups:
+                group['lr'] = group['initial_lr'] * factor
+        self.optimizer.zero_grad(set_to_none=True)
+        taken = torch.zeros(len(self.tasks) + 1, 2, device=self.device)
+        share = 1 / (len(micro) * _ranks())
+        while micro:
+            batch = micro.pop(0)  # let go of it after its backward pass
+            if len(batch['_key']) > 0:  # else this rank has no row in the last step of an epoch
+                self._backward(batch, counts, taken, share)
+        sum_over_ranks(taken)
+        self.strategy.reduce(self.model, self.parameters)
+        finite = torch.isfinite(taken[-1, 0])
+        if self.clip is not None:
+            if self.scaler.is_enabled():
+                self.scaler.unscale_(self.optimizer)
+            norm = self.strategy.clip(self.parameters, self.clip)
+            if not self.scaler.is_enabled():  # of fp16, overflows are part of finding a scale
+                finite = finite & torch.isfinite(norm)
+        taken[-1, 1] = 1 - finite.float()
+        self._update(taken[-1, 1])
+        self.strategy.settle(self.model)
+        return taken
+
+    def refresh(self) -> None:
+        """Look again at which parameters are trained, and which are frozen."""
+        self.trained = [parameter for parameter in self.parameters if parameter.requires_grad]
+
+    def _backward(self, batch: dict[str, Any], counts: Sequence[float], taken: torch.Tensor, share: float) -> None:
+        """Add the gradients of one micro-batch, and to `taken` its part of the losses."""
+        if self.channels_last:
+            batch = with_channels_last(batch)
+        with autocast(self.precision, self.device):
+            output = self.model(batch)
+        losses = {}
+        for position, (task, count) in enumerate(zip(self.tasks, counts, strict=True)):
+            # A task without a label in the whole step takes no part in it. Its head then has no gradient at all, so
+            # that neither momentum nor weight decay moves it.
+            if count:
+                std = self.stds.get(task.name, 1.0)
+                loss, rows = task.loss(output[task.name], batch[task.field], mask_of(batch, task), std=std)
+                losses[task.name] = loss * (task.weight / count)
+                taken[position] += torch.stack([loss.detach(), rows])
+        if losses:
+            taken[-1, 0] += self.balancing.backward(
+                losses, share=share, parameters=self.trained, scale=self.scaler.scale
+            )
+
+    def _update(self, bad: torch.Tensor) -> None:
+        if self.scaler.is_enabled():  # looks at all gradients, and leaves out an update where one is not finite
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        elif self.skips:
+            with _told(self.optimizer, bad):
+                self.optimizer.step()
+        elif not bad:  # waits for the device: this optimizer cannot be told on it
+            self.optimizer.step()
+
+
+@contextlib.contextmanager
+def _told(optimizer: Any, bad: torch.Tensor) -> Any:
+    """As `torch.amp.GradScaler` does: fused optimizers read this attribute, and update nothing where it is 1."""
+    optimizer.grad_scale, optimizer.found_inf = None, bad
+    try:
+        yield
+    finally:
+        del optimizer.grad_scale, optimizer.found_inf
+
+
+def with_channels_last(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The batch with its images `[B, C, H, W]` of floats in the layout that convolutions are fastest with.
+
+    >>> with_channels_last({'photo': torch.zeros(2, 3, 4, 4), '_key': ['a', 'b']})['photo'].stride()
+    (48, 1, 12, 3)
+    """
+    return {
+        name: value.contiguous(memory_format=torch.channels_last)
+        if isinstance(value, torch.Tensor) and value.ndim == 4 and value.is_floating_point()
+        else value
+        for name, value in batch.items()
+    }
+
+
+def _ranks() -> int:
+    from mmpipe.data.loader import world
+
+    return world()[1]
