@@ -67,6 +67,9 @@ _WHERE: dict[str, str | None] = {
     'evaluate': 'mmpipe.train',
     'find_max_batch': 'mmpipe.train',
     'predict': 'mmpipe.train',
+    'report': 'mmpipe.evaluation',
+    'Report': 'mmpipe.evaluation',
+    'calibrate': 'mmpipe.evaluation',
     'load_model': 'mmpipe.train',
     'transfer': 'mmpipe.train',
 }
@@ -85,6 +88,9 @@ if TYPE_CHECKING:
     from mmpipe.data.collate import collate as collate
     from mmpipe.diagnosis import doctor as doctor
     from mmpipe.errors import MmpipeError as MmpipeError
+    from mmpipe.evaluation import Report as Report
+    from mmpipe.evaluation import calibrate as calibrate
+    from mmpipe.evaluation import report as report
     from mmpipe.fingerprints import Fingerprint as Fingerprint
     from mmpipe.fingerprints import fingerprint as fingerprint
     from mmpipe.fingerprints import loads as loads

@@ -336,6 +336,38 @@ def doctor(
     _print(run, as_json)
 
 
+@app.command(epilog='Example: mmpipe report demo --by category --out report')
+def report(
+    pipeline: PipelineName,
+    directory: Directory = None,
+    root: Root = None,
+    run_id: Annotated[
+        str | None, typer.Option('--run', metavar='ID', help='Id or folder; the newest finished run when left out.')
+    ] = None,
+    split: Annotated[str, typer.Option(help='Rows of the snapshot that the run was trained on.')] = 'val',
+    by: Annotated[list[str] | None, typer.Option(help='Field to part the rows by; give it again for more.')] = None,
+    group: Annotated[str | None, typer.Option(help='Field that says which rows belong together.')] = None,
+    images: Annotated[str | None, typer.Option(help='Field with images, to draw the worst rows.')] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar='DIR', help='Write report.json and plots there. Needs the extra plots.')
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a run: metrics with intervals, calibration, parts of the rows, mistakes and the worst rows."""
+
+    def run() -> tuple[Any, str]:
+        from mmpipe.evaluation.pipeline import files_line, report_pipeline
+        from mmpipe.pipeline import find_pipeline
+
+        found = find_pipeline(pipeline, directory=directory)
+        place = None if root is None else _place(root, found.root)
+        made = report_pipeline(found, root=place, run=run_id, split=split, by=by or (), group=group, images=images)
+        lines = [str(made)] if out is None else [str(made), '', files_line(made.save(out))]
+        return made.to_json(), '\n'.join(lines)
+
+    _print(run, as_json)
+
+
 @app.command(epilog='Example: mmpipe leaks demo --json')
 def leaks(
     pipeline: PipelineName,

@@ -15,7 +15,10 @@ import mmpipe
 from mmpipe.errors import MissingExtraError, require
 
 ROOT = Path(mmpipe.__file__).parent.parent
-EXTRAS = {'vision', 'jpeg', 'text', 'track', 'tune', 'federated', 'ray', 'deepspeed', 's3', 'demo', 'test', 'dev'}
+EXTRAS = {
+    'vision', 'jpeg', 'text', 'metrics', 'plots', 'track', 'tune', 'federated', 'ray', 'deepspeed', 's3', 'demo',
+    'test', 'dev',
+}  # fmt: skip
 
 
 @pytest.mark.parametrize('name', [name for name in mmpipe.__all__ if name != '__version__'])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from mmpipe.data.loader import DataLoader
 from mmpipe.errors import ConfigError
 from mmpipe.runs import Run
 from mmpipe.train.distributed import gather_rows, sum_over_ranks
+from mmpipe.train.own_metrics import OwnMetrics, check_own, measure_own
 from mmpipe.train.precision import autocast
 from mmpipe.train.tasks import Task
 
@@ -23,6 +24,7 @@ def evaluate(
     *,
     tasks: Sequence[Task] | None = None,
     precision: str = 'fp32',
+    metrics: OwnMetrics | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Metrics per task, over all ranks.
 
@@ -31,13 +33,15 @@ def evaluate(
         loader: batches of the split; an `mm.DataLoader` is read from its start without moving it.
         tasks: what to measure; the model's own when None.
         precision: 'fp32' or 'bf16' (autocast).
+        metrics: {task: {name: metric}} of your own, such as those of torchmetrics: any object with `update`, `compute`
+            and `reset`; see `mmpipe.train.own_metrics`.
 
     Returns:
         {task: {'loss': ..., metric: ..., 'n': labelled rows}}. A metric that is not defined, such as any on 0 rows,
         is None. Losses of regressions are in units of the training targets' variance.
 
     Raises:
-        ConfigError: the model has no tasks and none were given, or it is a run.
+        ConfigError: the model has no tasks and none were given, or it is a run; or metrics that are none.
         DataError, LabelError: an `mm.DataLoader` of a snapshot without a task's field, or with labels, or an order of
             its vocabulary, that the task does not know.
 
@@ -49,6 +53,7 @@ def evaluate(
     {'price': {'loss': 0.0, 'mae': 0.0, 'rmse': 0.0, 'r2': None, 'n': 1}}
     """
     wanted = tasks_of(model, tasks)
+    check_own(metrics, wanted)
     if isinstance(loader, DataLoader):
         for task in wanted:
             task.check(loader.rows, what='evaluation')
@@ -58,7 +63,7 @@ def evaluate(
     # On the CPU in double precision; not every accelerator has it.
     sums = torch.zeros(len(wanted), 2, device=device, dtype=torch.float64 if device.type == 'cpu' else torch.float32)
     stds = target_stds(model)
-    for batch, output in _outputs(model, loader, wanted, precision):
+    for batch, output in outputs_of(model, loader, wanted, precision):
         rows = []
         for task in wanted:
             mask, target = mask_of(batch, task), batch[task.field]
@@ -74,7 +79,8 @@ def evaluate(
         output_rows = gather_rows(torch.cat(outputs[task.name] or nothing)).cpu().numpy()
         target_rows = gather_rows(torch.cat(targets[task.name] or nothing)).cpu().numpy()
         mean = loss_sum / count if count else None
-        result[task.name] = {'loss': mean, **task.metrics(output_rows, target_rows), 'n': int(count)}
+        own = measure_own((metrics or {}).get(task.name, {}), task, output_rows, target_rows)
+        result[task.name] = {'loss': mean, **task.metrics(output_rows, target_rows), **own, 'n': int(count)}
     return result
 
 
@@ -105,7 +111,7 @@ def predict(
     tasks = tasks_of(model, None)
     keys: list[str] = []
     found: dict[str, list[torch.Tensor]] = {task.name: [] for task in tasks}
-    for batch, output in _outputs(model, loader, (), precision):
+    for batch, output in outputs_of(model, loader, (), precision):
         keys += batch['_key']
         for name, values in found.items():
             values.append(output[name].float())
@@ -181,7 +187,18 @@ def fields_of(model: nn.Module, tasks: Sequence[Task]) -> list[str] | None:
     return None if inputs is None else [*inputs, *(task.field for task in tasks)]
 
 
-def _outputs(model: nn.Module, loader: Any, tasks: Sequence[Task], precision: str) -> Any:
+def outputs_of(
+    model: nn.Module, loader: Any, tasks: Sequence[Task], precision: str
+) -> Iterator[tuple[Mapping[str, Any], Mapping[str, torch.Tensor]]]:
+    """Each batch that has rows, and what the model makes of it in eval mode.
+
+    >>> from mmpipe.data.collate import example_rows
+    >>> from mmpipe.train.example import example_model
+    >>> model = example_model()
+    >>> found = outputs_of(model, DataLoader(example_rows(), batch_size=2, device='cpu'), model.tasks, 'fp32')
+    >>> [(batch['_key'], output['kind'].shape) for batch, output in found]
+    [(['a', 'b'], torch.Size([2, 2]))]
+    """
     if isinstance(loader, DataLoader):
         loader = loader.fresh(fields=fields_of(model, tasks))
     training = model.training

@@ -274,7 +274,7 @@ class Multilabel(_Classes):
         if len(target) == 0:
             return {'micro_f1': None, 'map': None}
         there = np.zeros(output.shape, dtype=bool)
-        there[:, : target.shape[1]] = target > 0
+        there[:, : target.shape[1]] = target[:, : self.outputs] > 0
         # A logit above 0 is a probability above 1/2.
         return {'micro_f1': metrics.micro_f1(output > 0, there), 'map': metrics.mean_average_precision(output, there)}
 
