@@ -10,11 +10,11 @@ Of few rows the intervals are somewhat too narrow: for a mean of 10 normal numbe
 of 95 %, of 30 some 93.5 %.
 
 Some metrics come out too high of few rows, and higher again of resamples of them: mean average precision with rare
-labels, above all. Where the middle of the resamples lies more than half a standard deviation off the value, the interval
-is the mirrored one, from 2 value - 97.5th percentile to 2 value - 2.5th percentile (the basic bootstrap: Davison,
-Hinkley, section 5.2.1), which takes that error off; it reaches at least to the value, and stays in [0, 1] where all
-resamples do. Of 75 rows with 12 labels, four of them in 2 to 5 % of the rows, some 80 % of these hold the mean average
-precision of all rows, and 16 % of those between percentiles do.
+labels, above all. Where the middle of the resamples lies more than half a standard deviation off the value, the
+interval is the mirrored one, from 2 value - 97.5th percentile to 2 value - 2.5th percentile (the basic bootstrap:
+Davison, Hinkley, section 5.2.1), which takes that error off; it reaches at least to the value, and stays in [0, 1]
+where all resamples do. Of 75 rows with 12 labels, four of them in 2 to 5 % of the rows, some 80 % of these intervals
+hold the mean average precision of all rows there could be, and 16 % of those between percentiles do.
 """
 
 from __future__ import annotations
@@ -138,11 +138,9 @@ def numbered(groups: np.ndarray) -> np.ndarray:
 
 def _between(values: np.ndarray, value: float) -> tuple[float, float] | None:
     defined = values[~np.isnan(values)]
-    if (
-        np.isnan(value)
-        or len(defined) < (1 - UNDEFINED) * len(values)
-        or np.ptp(defined) <= 1e-9 * max(np.abs(defined).max(), 1e-300)
-    ):
+    if np.isnan(value) or len(defined) < (1 - UNDEFINED) * len(values):
+        return None
+    if np.ptp(defined) <= 1e-9 * np.abs(defined).max():
         return None
     low, middle, high = np.quantile(defined, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2])
     if abs(middle - value) > BIASED * defined.std():
