@@ -33,7 +33,7 @@ from mmpipe.train.evaluate import fields_of, tasks_of
 from mmpipe.train.optimizer import make_optimizer
 from mmpipe.train.recompute import forget_blocks
 from mmpipe.train.step import Stepper
-from mmpipe.train.strategy import Replicated
+from mmpipe.train.strategy import Alone
 from mmpipe.train.tasks import Task
 
 if TYPE_CHECKING:
@@ -136,24 +136,30 @@ def find_max_batch(
     batch = next(iter(loader.fresh(fields=fields_of(model, wanted))))
     limit = free_bytes(loader.device) if limit_bytes is None else limit_bytes
     peaks: dict[int, int] = {}
+    # Gradients travel as one piece.
+    sent = sum(4 * p.numel() for p in model.parameters() if p.requires_grad) if ranks > 1 else 0
 
     def peak(rows: int) -> int:
         if rows not in peaks:
-            peaks[rows] = predicted_bytes(model, wanted, batch, rows, trainer=trainer)
+            peaks[rows] = predicted_bytes(model, wanted, batch, rows, trainer=trainer) + sent
         return peaks[rows]
 
-    largest = _smallest_of_ranks(largest_within(peak, limit), loader.device)
+    largest = _over_ranks(largest_within(peak, limit), loader.device, distributed.ReduceOp.MIN)
+    limit_of_all = _over_ranks(limit, loader.device, distributed.ReduceOp.MIN)
+    confirmed = None
+    while largest > 0 and confirm and (confirmed is None or confirmed > limit_of_all):
+        if confirmed is not None:  # kernels have memory of their own, which fake ones do not
+            less = math.ceil(largest * (confirmed - limit_of_all) / confirmed)
+            largest = max(largest - max(less, ROUNDED if largest > ROUNDED else 1), 0)
+        if largest:  # and all ranks decide by the same number
+            probed = probed_bytes(model, wanted, batch, largest, trainer=trainer, device=loader.device) + sent
+            confirmed = _over_ranks(probed, loader.device, distributed.ReduceOp.MAX)
     if largest < 1:
         raise TrainError(
-            f'Not even a batch of one row fits: it takes {peak(1):,} bytes, and {limit:,} may be used. Freeze a part, '
-            f"recompute blocks (Trainer(recompute=True)), use precision='bf16', or a smaller model."
+            f'Not even a batch of one row fits: it takes {max(peak(1), confirmed or 0):,} bytes, and {limit:,} may be '
+            f"used. Freeze a part, recompute blocks (Trainer(recompute=True)), use precision='bf16', or a smaller "
+            f'model.'
         )
-    confirmed = None
-    while confirm and (confirmed is None or confirmed > limit) and largest > 0:
-        if confirmed is not None:  # kernels have memory of their own, which fake ones do not
-            largest -= max(math.ceil(largest * (confirmed - limit) / confirmed), ROUNDED if largest > ROUNDED else 1)
-        confirmed = probed_bytes(model, wanted, batch, largest, trainer=trainer, device=loader.device)
-        largest = _smallest_of_ranks(largest, loader.device)
     accumulate = next(a for a in range(1, effective // ranks + 1) if _kept(effective // ranks, a, largest))
     return MaxBatch(
         largest=largest,
@@ -274,7 +280,11 @@ def probed_bytes(
 
     if device.type == 'cuda':  # not yet run: no test machine had a device
         torch.cuda.reset_peak_memory_stats(device)
-        take()
+        try:
+            take()
+        except torch.OutOfMemoryError:  # the margin of the limit was smaller than what kernels needed
+            torch.cuda.empty_cache()
+            return 2 * torch.cuda.max_memory_allocated(device)
         return torch.cuda.max_memory_allocated(device)
     return held_bytes(model) + allocated_bytes(take)
 
@@ -385,7 +395,7 @@ def _stepper(model: nn.Module, tasks: Sequence[Task], trainer: Trainer, device: 
         layer_decay=trainer.layer_decay, factory=trainer.optimizer,
     )  # fmt: skip
     return Stepper(
-        model, tasks, optimizer, balancing=balancing, strategy=Replicated(), device=device,
+        model, tasks, optimizer, balancing=balancing, strategy=Alone(), device=device,
         precision=trainer.precision, clip=trainer.clip, channels_last=trainer.channels_last,
     )  # fmt: skip
 
@@ -399,9 +409,9 @@ def _device_of(batch: Mapping[str, Any]) -> torch.device:
     return next(value.device for value in batch.values() if isinstance(value, torch.Tensor))
 
 
-def _smallest_of_ranks(rows: int, device: torch.device) -> int:
+def _over_ranks(number: int, device: torch.device, how: Any) -> int:
     if world()[1] == 1:
-        return rows
-    value = torch.tensor(rows, device=device)
-    distributed.all_reduce(value, op=distributed.ReduceOp.MIN)
+        return number
+    value = torch.tensor(number, device=device)
+    distributed.all_reduce(value, op=how)
     return int(value)

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from mmpipe.train.balancing import Balancing
-from mmpipe.train.distributed import sum_over_ranks
 from mmpipe.train.evaluate import mask_of, target_stds
 from mmpipe.train.precision import autocast, loss_scaler
 from mmpipe.train.strategy import Strategy
@@ -95,12 +94,12 @@ class Stepper:
                 group['lr'] = group['initial_lr'] * factor
         self.optimizer.zero_grad(set_to_none=True)
         taken = torch.zeros(len(self.tasks) + 1, 2, device=self.device)
-        share = 1 / (len(micro) * _ranks())
+        share = 1 / (len(micro) * self.strategy.ranks)
         while micro:
             batch = micro.pop(0)  # let go of it after its backward pass
             if len(batch['_key']) > 0:  # else this rank has no row in the last step of an epoch
                 self._backward(batch, counts, taken, share)
-        sum_over_ranks(taken)
+        self.strategy.total(taken)
         self.strategy.reduce(self.model, self.parameters)
         finite = torch.isfinite(taken[-1, 0])
         if self.clip is not None:
@@ -171,9 +170,3 @@ def with_channels_last(batch: Mapping[str, Any]) -> dict[str, Any]:
         else value
         for name, value in batch.items()
     }
-
-
-def _ranks() -> int:
-    from mmpipe.data.loader import world
-
-    return world()[1]

@@ -12,7 +12,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from mmpipe.train.distributed import same_on_all, sum_gradients
+from mmpipe.data.loader import world
+from mmpipe.train.distributed import same_on_all, sum_gradients, sum_over_ranks
 
 
 class Strategy(Protocol):
@@ -20,6 +21,15 @@ class Strategy(Protocol):
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """The model to call, on its device; the same weights on all ranks."""
+        ...
+
+    @property
+    def ranks(self) -> int:
+        """How many share a step."""
+        ...
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of some numbers over ranks."""
         ...
 
     def reduce(self, model: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
@@ -48,6 +58,15 @@ class Replicated:
         same_on_all(model, parameters=True)
         return model
 
+    @property
+    def ranks(self) -> int:
+        """See `Strategy.ranks`."""
+        return world()[1]
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """See `Strategy.total`."""
+        return sum_over_ranks(values)
+
     def reduce(self, model: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
         """See `Strategy.reduce`."""
         sum_gradients(parameters)
@@ -59,3 +78,26 @@ class Replicated:
     def settle(self, model: nn.Module) -> None:
         """See `Strategy.settle`."""
         same_on_all(model, parameters=False)
+
+
+class Alone(Replicated):
+    """A rank by itself, whatever others do: for a look at what a step takes.
+
+    >>> Alone().ranks
+    1
+    """
+
+    @property
+    def ranks(self) -> int:
+        """See `Strategy.ranks`."""
+        return 1
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """See `Strategy.total`."""
+        return values
+
+    def reduce(self, model: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
+        """See `Strategy.reduce`."""
+
+    def settle(self, model: nn.Module) -> None:
+        """See `Strategy.settle`."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import bisect
 import copy
+import subprocess
+import sys
 from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from shop_snapshot import KINDS, TAGS
+from shop_snapshot import KINDS, TAGS, write_shop
 from torch import nn
 
 from mmpipe.data import DataLoader, transforms
@@ -147,3 +149,35 @@ def test_what_cannot_be_is_refused_with_the_next_move(shop):
         pytest.raises(ConfigError, match='effective_batch=16 is not divided by 3 ranks'),
     ):
         find_max_batch(build, loader(shop), trainer=Trainer(), effective_batch=16)
+
+
+RANK = """
+import sys, torch, torch.distributed as dist
+rank, store, shop = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+dist.init_process_group('gloo', init_method=f'file://{store}', rank=rank, world_size=2)
+import mmpipe as mm
+from mmpipe.train import max_batch
+from mmpipe.train.max_batch import find_max_batch
+model = mm.MultitaskModel(encoders={'photo': mm.encoders.image(8, width=8)}, tasks=[mm.classification('kind', 3)])
+real = max_batch.probed_bytes
+# On one rank kernels need more than there.
+max_batch.probed_bytes = lambda *a, **k: int(real(*a, **k) * (1.5 if rank else 1.0))
+rows = mm.open_snapshot(shop).split('train')
+loader = mm.DataLoader(rows, global_batch_size=16, device='cpu', fields=['photo', 'kind'])
+found = find_max_batch(model, loader, trainer=mm.Trainer(), limit_bytes=(8 + 4 * rank) << 20, effective_batch=256)
+print(found.largest, found.batch_size, found.accumulate)
+dist.destroy_process_group()
+"""
+
+
+def test_ranks_agree_on_the_smallest_also_where_one_of_them_needs_more(tmp_path):
+    write_shop(tmp_path / 'shop')
+    command = [sys.executable, '-c', RANK]
+    places = [str(tmp_path / 'meet'), str(tmp_path / 'shop')]
+    ranks = [subprocess.Popen([*command, str(n), *places], stdout=subprocess.PIPE, text=True) for n in range(2)]
+    said = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    assert said[0] == said[1]
+    largest, batch_size, accumulate = map(int, said[0].split())
+    assert 0 < batch_size <= largest
+    assert batch_size * accumulate * 2 == 256
