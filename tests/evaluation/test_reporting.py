@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import mmpipe as mm
 from mmpipe.errors import ConfigError, DataError, LabelError
 from mmpipe.models import BareModel
 from mmpipe.shards import Block, Field, write_snapshot
+from mmpipe.train.tasks import Task
 
 
 def metrics_of(report):
@@ -123,6 +125,47 @@ def test_batches_that_are_no_loader_and_a_model_that_is_bare(shop):
     assert {each.name for each in parted.slices} == {'True', 'False'}
     only = mm.report(model, loader, tasks=tasks[:1], bootstrap=0)
     assert [task.name for task in only.tasks] == ['price']
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing(Task):
+    """A task of another kind: 2 x 2 pixels, each 0 or 1."""
+
+    kind = 'drawing'
+
+    @property
+    def output_shape(self):
+        return (2, 2)
+
+    def loss(self, output, target, mask, *, std=1.0):
+        each = nn.functional.binary_cross_entropy_with_logits(output, target.float(), reduction='none')
+        return each.mean((1, 2)).where(mask, 0.0).sum(), mask.sum().float()
+
+    def metrics(self, output, target):
+        return {'right': float(((output > 0) == (target > 0)).mean()) if len(target) else None}
+
+
+def test_a_task_of_another_kind_has_its_metrics_intervals_and_worst_rows(tmp_path):
+    draw = np.random.default_rng(0)
+    fields = [Field(name=name, kind='tensor', dtype='float32', shape=(2, 2)) for name in ('x', 'drawing')]
+    x = draw.normal(size=(40, 2, 2)).astype('f4')
+    target = (x + draw.normal(size=x.shape) > 0).astype('f4')
+    columns = {'x': list(x), 'drawing': list(target)}
+    snapshot = write_snapshot(tmp_path / 'd', fields, Block(keys=[str(i) for i in range(40)], columns=columns))
+    model = BareModel(nn.Identity(), inputs='x', tasks=[Drawing(field='drawing', name='drawing')])
+    loader = mm.DataLoader(snapshot.rows(), batch_size=16, device='cpu')
+    found = mm.report(model, loader, by={'half': [i < 20 for i in range(40)]}, bootstrap=100)
+    task = found['drawing']
+    expected = mm.evaluate(model, loader)['drawing']
+    assert (task.kind, task.n, task.calibration, task.mistakes) == ('drawing', 40, None, None)
+    for name in ('loss', 'right'):
+        each = task.metrics[name]
+        assert each.value == pytest.approx(expected[name], rel=1e-5)
+        assert each.low < each.value < each.high
+    assert found.slices[0].compared == 'loss'
+    losses = np.log1p(np.exp(-np.where(target > 0, x, -x))).mean((1, 2))
+    assert [int(row.key) for row in task.worst] == np.argsort(-losses)[:20].tolist()
+    assert max(map(len, str(found).splitlines())) <= 100
 
 
 @pytest.fixture
