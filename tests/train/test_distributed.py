@@ -67,7 +67,7 @@ if __name__ == '__main__':
 """
 
 
-@pytest.mark.slow  # a rank sometimes aborts when it ends, after all its work (std::terminate); the cause is not found yet
+@pytest.mark.slow  # a rank sometimes aborts at its end, after all its work; why is not known yet
 def test_two_ranks_stopped_by_ctrl_c_and_resumed_take_the_steps_of_one_process_to_rounding(tmp_path):
     """Losses are divided by the labels of all ranks: a mean of the ranks' means would be another number."""
     write_shop(tmp_path / 'shop')
