@@ -46,6 +46,7 @@ _WHERE: dict[str, str | None] = {
     'LeakReport': 'mmpipe.leaks',
     'check_leaks': 'mmpipe.leaks',
     'Run': 'mmpipe.runs',
+    'runs': None,
     'open_run': 'mmpipe.runs',
     'MmpipeError': 'mmpipe.errors',
     # torch side
@@ -71,6 +72,7 @@ _WHERE: dict[str, str | None] = {
     'Report': 'mmpipe.evaluation',
     'calibrate': 'mmpipe.evaluation',
     'load_model': 'mmpipe.train',
+    'resume_run': 'mmpipe.train',
     'transfer': 'mmpipe.train',
 }
 
@@ -79,6 +81,7 @@ __all__ = [*_WHERE, '__version__']
 if TYPE_CHECKING:
     from mmpipe import decode as decode
     from mmpipe import functions as functions
+    from mmpipe import runs as runs
     from mmpipe import sources as sources
     from mmpipe.data import DataLoader as DataLoader
     from mmpipe.data import ShardDataset as ShardDataset
@@ -125,6 +128,7 @@ if TYPE_CHECKING:
     from mmpipe.train import multilabel as multilabel
     from mmpipe.train import predict as predict
     from mmpipe.train import regression as regression
+    from mmpipe.train import resume_run as resume_run
     from mmpipe.train import transfer as transfer
     from mmpipe.train.evaluate import evaluate as evaluate
     from mmpipe.train.max_batch import find_max_batch as find_max_batch

@@ -50,6 +50,17 @@ def resolve(device: str | torch.device = 'auto') -> torch.device:
     return chosen
 
 
+def device_name(device: torch.device) -> str:
+    """A device in words, such as 'cuda: NVIDIA H100' or 'cpu'.
+
+    >>> device_name(torch.device('cpu'))
+    'cpu'
+    """
+    if device.type not in ('cuda', 'xpu'):
+        return device.type
+    return f'{device.type}: {torch.get_device_module(device).get_device_name(device)}'
+
+
 def to_device(
     batch: Any, device: torch.device, *, non_blocking: bool = False, on_transfer: Transfer | None = None, name: str = ''
 ) -> Any:

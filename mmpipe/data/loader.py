@@ -38,6 +38,7 @@ from mmpipe.data.threads import Reader, ThreadReader
 from mmpipe.data.transforms.calling import Steps
 from mmpipe.decode import Decoder
 from mmpipe.errors import ConfigError, DataError
+from mmpipe.runs.described import NotDescribed, described, rebuilt
 from mmpipe.shards import Rows
 from mmpipe.workers import ProcessReader
 
@@ -354,6 +355,53 @@ class DataLoader:
         self._epoch, self._resume_at = epoch, consumed
         self._position = (epoch, consumed)
 
+    def description(self) -> dict[str, Any]:
+        """Its settings as JSON, from which `DataLoader.described` makes it again over the same rows.
+
+        What only decides how fast it is (workers, memory) stays out, but for the device.
+
+        Raises:
+            NotDescribed: a transform, decoder or sampling that no other process could make; the text names it.
+
+        >>> from mmpipe.data.collate import example_rows
+        >>> loader = DataLoader(example_rows(), batch_size=2, device='cpu', shuffle=True, seed=7)
+        >>> again = DataLoader.described(loader.description(), example_rows())
+        >>> again.state_dict() == loader.state_dict()
+        True
+        """
+        task, batches = self.dataset.task, self.batches
+        return {
+            'fields': self.fields,
+            'decode': _described('decoder', task.decode),
+            'host_transforms': _described('host transform', task.host),
+            'transforms': _described('transform', self.transforms),
+            'on_error': task.on_error,
+            'sampler': _described('sampling', {'': batches.sampling})[''],
+            'batch_size': batches.batch_size,
+            'global_batch_size': batches.global_batch_size,
+            'seed': batches.seed,
+            'drop_last': batches.drop_last,
+            'pad_last': batches.pad_last,
+            'device': self.device.type,
+        }
+
+    @classmethod
+    def described(
+        cls, description: Mapping[str, Any], rows: Rows, *, run: str = 'this run', **others: Any
+    ) -> DataLoader:
+        """A loader of a description.
+
+        Args:
+            description: of `description`.
+            rows: what to load.
+            run: id of the run it is of, for messages.
+            others: arguments that are to be others than described, such as `device`.
+
+        Raises:
+            RunError: the code of a transform or decoder is gone.
+        """
+        return cls(rows, **{**rebuilt(dict(description), run=run), **others})
+
     def fresh(self, *, fields: Iterable[str] | None = None) -> DataLoader:
         """A loader of the same settings at epoch 0, which goes its own way. The two lend memory from one pool.
 
@@ -385,6 +433,16 @@ def _announced(steps: Iterator[Step], fetching: Fetching) -> Iterator[Step]:
             return
         yield coming.popleft()
     yield from steps
+
+
+def _described(what: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    made = {}
+    for name, value in values.items():
+        try:
+            made[name] = described(value)
+        except NotDescribed as why:
+            raise NotDescribed(f'{what} of {name!r}: {why}' if name else f'{what}: {why}') from why
+    return made
 
 
 def rows_digest(rows: Rows) -> str:

@@ -6,7 +6,9 @@ from mmpipe.models.transfer import transfer
 from mmpipe.train.balancing import Balancing, Uncertainty
 from mmpipe.train.callbacks import Callback, StopTraining
 from mmpipe.train.evaluate import evaluate, predict
+from mmpipe.train.from_record import resume_run
 from mmpipe.train.max_batch import MaxBatch, find_max_batch
+from mmpipe.train.tracking import TensorBoard
 from mmpipe.train.trainer import Trainer
 
 __all__ = [
@@ -14,6 +16,7 @@ __all__ = [
     'Callback',
     'MaxBatch',
     'StopTraining',
+    'TensorBoard',
     'Trainer',
     'Uncertainty',
     'classification',
@@ -23,6 +26,7 @@ __all__ = [
     'multilabel',
     'predict',
     'regression',
+    'resume_run',
     'task_from_json',
     'transfer',
 ]
