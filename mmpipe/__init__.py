@@ -74,6 +74,10 @@ _WHERE: dict[str, str | None] = {
     'load_model': 'mmpipe.train',
     'resume_run': 'mmpipe.train',
     'transfer': 'mmpipe.train',
+    'embed': 'mmpipe.train',
+    'finetune': 'mmpipe.train',
+    'linear_probe': 'mmpipe.train',
+    'continue_training': 'mmpipe.train',
 }
 
 __all__ = [*_WHERE, '__version__']
@@ -124,6 +128,10 @@ if TYPE_CHECKING:
     from mmpipe.splits import stratify as stratify
     from mmpipe.train import Trainer as Trainer
     from mmpipe.train import classification as classification
+    from mmpipe.train import continue_training as continue_training
+    from mmpipe.train import embed as embed
+    from mmpipe.train import finetune as finetune
+    from mmpipe.train import linear_probe as linear_probe
     from mmpipe.train import load_model as load_model
     from mmpipe.train import multilabel as multilabel
     from mmpipe.train import predict as predict

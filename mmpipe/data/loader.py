@@ -45,6 +45,7 @@ from mmpipe.workers import ProcessReader
 __all__ = ['DataLoader', 'rows_digest', 'world']
 
 THREADS = 8  # at most, where their number is not given
+UNTOLD = 64  # rows per batch where a sampling cuts batches of several sizes
 ANNOUNCED = 64  # batches whose shards are fetched ahead, as far as the cache has room for them
 
 
@@ -354,6 +355,29 @@ class DataLoader:
             epoch, consumed = epoch + 1, 0
         self._epoch, self._resume_at = epoch, consumed
         self._position = (epoch, consumed)
+
+    def over(self, rows: Rows, *, fields: Iterable[str] | None = None) -> DataLoader:
+        """A loader of the same settings over other rows of the same fields, in their order, each once.
+
+        Args:
+            rows: what to load.
+            fields: read only these (and run only their transforms); as this one when None.
+
+        >>> from mmpipe.data.collate import example_rows
+        >>> loader = DataLoader(example_rows(), batch_size=1, device='cpu', shuffle=True)
+        >>> [batch['_key'] for batch in loader.over(example_rows().take([1]))]
+        [['b']]
+        """
+        other = self.fresh(fields=fields)
+        task = other.dataset.task
+        other.dataset = ShardDataset(
+            rows, fields=other.fields, decode=task.decode, host_transforms=task.host, seed=task.seed,
+            on_error=task.on_error,
+        )  # fmt: skip
+        size = self.batches.batch_size or -(-(self.batches.global_batch_size or UNTOLD) // world()[1])
+        other.batches = EpochBatches(rows, sampling=Sequential(), batch_size=size, seed=self.batches.seed)
+        other.__dict__.pop('digest', None)
+        return other
 
     def description(self) -> dict[str, Any]:
         """Its settings as JSON, from which `DataLoader.described` makes it again over the same rows.

@@ -91,8 +91,8 @@ def resume_run(
     run = open_run(run, runs=runs)
     if run.status == 'finished':
         raise RunError(
-            f'Run {run.id} has finished: there is nothing to resume. Train on from it with continue_from=, or with more '
-            f'epochs by resume= in the script that made it.'
+            f'Run {run.id} has finished: there is nothing to resume. Train on from it with continue_from=, or with '
+            f'more epochs by resume= in the script that made it.'
         )
     reason = run.cannot.get('resume') or run.cannot.get('rebuild')
     if reason is not None or 'inputs' not in run.record:
@@ -146,8 +146,12 @@ class _Recorded:
         if self.record['kind'] == 'transfer' and self.run.newest_checkpoint() is None:  # with the weights of its parent
             assert self.run.parent is not None
             tasks = tuple(task_from_json(task) for task in self.record['tasks'])
-            return TransferFactory(run=open_run(self.run.parent['path']), tasks=tasks, freeze=self.record['freeze'])()
-        return build_recorded(self.record, run=self.run.id).train()
+            parent, cached = open_run(self.run.parent['path']), self.record.get('cached', False)
+            return TransferFactory(run=parent, tasks=tasks, freeze=self.record['freeze'], cached=cached)()
+        model: Any = build_recorded(self.record, run=self.run.id).train()
+        if self.record.get('cached'):
+            model.cached = tuple(model.inputs)
+        return model
 
 
 def _check_rows(rows: Any) -> None:

@@ -40,6 +40,7 @@ from mmpipe.train.balancing import Balancing, check_balancing, name_of
 from mmpipe.train.callbacks import Callback
 from mmpipe.train.compiling import compile_parts
 from mmpipe.train.distributed import from_rank_0
+from mmpipe.train.embed import check_features
 from mmpipe.train.evaluate import fields_of, tasks_of
 from mmpipe.train.from_record import how_to_go_on
 from mmpipe.train.loop import Loop
@@ -346,6 +347,7 @@ class Trainer:
                         f'{", ".join(loader.fields)} of snapshot {snapshot.id} in {snapshot.root!r}. Add the field to '
                         f'fields= of mm.snapshot or of the loader, or leave out its encoder or task.'
                     )
+            check_features(model, loader.rows)
             for task in tasks:
                 task.check(loader.rows, what=what)
         return fields

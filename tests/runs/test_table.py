@@ -42,7 +42,7 @@ def test_runs_are_listed_oldest_first_with_what_came_out(tmp_path):
     assert lines[2].startswith('shop/0002  finished')
     assert lines[2].endswith('aaaaaaaa  kind accuracy 0.75')
     json.dumps(found.to_json(), allow_nan=False)
-    with pytest.raises(RunError, match="no run called 'shoes' in .*; there are: ships, shop"):
+    with pytest.raises(RunError, match=r"no run called 'shoes' in .*; there are: ships, shop"):
         table('shoes', runs=tmp_path)
     assert str(table(runs=tmp_path / 'nothing')) == 'no runs'
 
