@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import importlib
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -79,6 +80,11 @@ def _named(value: Any) -> dict[str, Any]:
             f'a module, or give it made_by()'
         )
     module = getattr(value, '__module__', None) or ''
+    there: Any = sys.modules.get(module)
+    for part in name.split('.'):
+        there = getattr(there, part, None)
+    if there is not value:
+        raise NotDescribed(f'{name!r} is not what {module} has under this name at its top level')
     if module.partition('.')[0] in ('mmpipe', 'torch'):  # the versions of these stand in the record
         return {TAG: 'named', 'module': module, 'qualname': name}
     record, reason = describe_factory(value)

@@ -77,7 +77,7 @@ def embed(
     >>> loader = mm.DataLoader(mm.open_snapshot(run.snapshot['root']).rows(), batch_size=2, device='cpu')
     >>> rows = embed(run, loader, folder=tempfile.mkdtemp())
     >>> rows.fields['price'].shape, rows.keys.tolist() == loader.rows.keys.tolist()
-    ((8,), True)
+    ((4,), True)
     """
     check_precision(precision)
     if not isinstance(model, MultitaskModel):
@@ -118,10 +118,11 @@ def check_features(model: nn.Module, rows: Any) -> None:
     Raises:
         DataError: they do not fit each other.
     """
-    snapshot = getattr(rows, 'snapshot', None)
+    snapshot: Any = getattr(rows, 'snapshot', None)
     source = getattr(getattr(snapshot, 'manifest', None), 'source', None) or {}
     made: Mapping[str, Any] = source.get(SOURCE, {}).get('encoders', {})
     cached = getattr(model, 'cached', ())
+    encoders: Any = getattr(model, 'encoders', {})
     for field in getattr(model, 'inputs', ()):
         if field in made and field not in cached:
             raise DataError(
@@ -133,7 +134,7 @@ def check_features(model: nn.Module, rows: Any) -> None:
                 f'This model takes features of {field!r}, and snapshot {snapshot.id if snapshot else "?"} holds none: '
                 f'make them with mm.embed(run, loader).'
             )
-        if field in cached and made[field] != encoder_digest(model.encoders[slot(field)]):  # type: ignore[index,union-attr]
+        if field in cached and made[field] != encoder_digest(encoders[slot(field)]):
             raise DataError(
                 f'The features of {field!r} in snapshot {snapshot.id} were made by other weights than this model has. '
                 f'Make them anew, with mm.embed of the run that is transferred from.'

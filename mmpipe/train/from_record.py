@@ -81,10 +81,12 @@ def resume_run(
             or its code or rows are no longer what they were.
 
     >>> from mmpipe.train.example import example_run
-    >>> resume_run(example_run())
-    Traceback (most recent call last):
-    ...
-    mmpipe.errors.RunError: Run shop/0001 has finished: there is nothing to resume. ...
+    >>> from mmpipe.errors import RunError
+    >>> try:
+    ...     resume_run(example_run())
+    ... except RunError as error:
+    ...     print(str(error).partition('.')[0])
+    Run animals/0001 has finished: there is nothing to resume
     """
     from mmpipe.train.trainer import Trainer
 
