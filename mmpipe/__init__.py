@@ -129,7 +129,6 @@ if TYPE_CHECKING:
     from mmpipe.train import Trainer as Trainer
     from mmpipe.train import classification as classification
     from mmpipe.train import continue_training as continue_training
-    from mmpipe.train import embed as embed
     from mmpipe.train import finetune as finetune
     from mmpipe.train import linear_probe as linear_probe
     from mmpipe.train import load_model as load_model
@@ -138,6 +137,7 @@ if TYPE_CHECKING:
     from mmpipe.train import regression as regression
     from mmpipe.train import resume_run as resume_run
     from mmpipe.train import transfer as transfer
+    from mmpipe.train.embed import embed as embed
     from mmpipe.train.evaluate import evaluate as evaluate
     from mmpipe.train.max_batch import find_max_batch as find_max_batch
 

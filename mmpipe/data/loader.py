@@ -411,7 +411,7 @@ class DataLoader:
 
     @classmethod
     def described(
-        cls, description: Mapping[str, Any], rows: Rows, *, run: str = 'this run', **others: Any
+        cls, description: Mapping[str, Any], rows: Rows | Sampled, *, run: str = 'this run', **others: Any
     ) -> DataLoader:
         """A loader of a description.
 

@@ -160,7 +160,7 @@ def test_features_are_not_taken_for_inputs_or_for_those_of_other_weights(shop, r
     other = Trainer(runs=tmp_path / 'others', max_steps=1).fit(build, loader(shop.rows()))
     with pytest.raises(DataError, match=r"features of 'frames' .* made by other weights"):
         trainer.fit(transfer(other, tasks=[regression('weight')], cached=True), on_features)
-    with pytest.raises(ConfigError, match='freeze=2.*encoders that stay as they are'):
+    with pytest.raises(ConfigError, match=r'freeze=2.*encoders that stay as they are'):
         transfer(run, tasks=[regression('weight')], freeze=2, cached=True)
 
 

@@ -98,7 +98,7 @@ def test_grown_vocabularies_grow_the_heads_and_the_arguments(shop, run):
 
 
 def test_what_cannot_be_continued_is_refused(shop, run, tmp_path):
-    with pytest.raises(DataError, match='None of the .* rows is new'):
+    with pytest.raises(DataError, match=r'None of the .* rows is new'):
         continue_training(run, shop)
     plain = Trainer(runs=tmp_path, max_steps=1).fit(
         build, loader(shop.split('train'), transforms={'title': lambda values: values})
