@@ -59,6 +59,7 @@ _WHERE: dict[str, str | None] = {
     'decode': None,
     'doctor': 'mmpipe.diagnosis',
     'encoders': 'mmpipe.models',
+    'initialise': 'mmpipe.models',
     'MultitaskModel': 'mmpipe.models',
     'BareModel': 'mmpipe.models',
     'classification': 'mmpipe.train',
@@ -106,6 +107,7 @@ if TYPE_CHECKING:
     from mmpipe.models import BareModel as BareModel
     from mmpipe.models import MultitaskModel as MultitaskModel
     from mmpipe.models import encoders as encoders
+    from mmpipe.models import initialise as initialise
     from mmpipe.overview import status as status
     from mmpipe.plans import Plan as Plan
     from mmpipe.plans import apply as apply

@@ -265,7 +265,8 @@ def _one(name: str, found: Mapping[str, Field]) -> Field:
     longest = max(found, key=lambda who: len(found[who].vocabulary or ()))
     field = found[longest]
     for who, other in found.items():
-        if replace(other, vocabulary=field.vocabulary) != field:
+        rate = other.rate or field.rate  # one that is not known may be the same
+        if replace(other, vocabulary=field.vocabulary, rate=rate) != replace(field, rate=field.rate or rate):
             raise DataError(
                 f'Field {name!r} is {_form(other)} in {who!r} and {_form(field)} in {longest!r}. Write both snapshots '
                 f'with one form, or leave the field out with fields=.'
@@ -282,4 +283,4 @@ def _one(name: str, found: Mapping[str, Field]) -> Field:
 
 
 def _form(field: Field) -> str:
-    return f'{field.kind} {field.dtype} {list(field.shape)}'
+    return f'{field.kind} {field.dtype} {list(field.shape)}' + (f' at {field.rate} Hz' if field.rate else '')

@@ -1,9 +1,10 @@
-"""Models: encoders, fusion, heads, the multitask model, transfer, and the way back from a run."""
+"""Models: encoders, fusion, heads, their initial weights, the multitask model, transfer, the way back from a run."""
 
 from mmpipe.models import encoders
 from mmpipe.models.bare import BareModel
+from mmpipe.models.init import initialise
 from mmpipe.models.multitask import MultitaskModel
 from mmpipe.models.rebuild import load_model
 from mmpipe.models.transfer import transfer
 
-__all__ = ['BareModel', 'MultitaskModel', 'encoders', 'load_model', 'transfer']
+__all__ = ['BareModel', 'MultitaskModel', 'encoders', 'initialise', 'load_model', 'transfer']

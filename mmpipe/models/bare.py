@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mmpipe.errors import ConfigError, ModelError
-from mmpipe.models.contract import layers_of
+from mmpipe.models.contract import InputSpec, input_spec, layers_of
 
 if TYPE_CHECKING:
     from mmpipe.train.tasks import Task
@@ -48,6 +48,11 @@ class BareModel(nn.Module):
     def layers(self) -> list[nn.Module]:
         """Those of the module; see `mmpipe.models.contract`."""
         return layers_of(self.module)
+
+    def input_specs(self) -> dict[str, InputSpec]:
+        """What the module takes, where it says so and has one input; see `mmpipe.models.contract`."""
+        found = input_spec(self.module) if len(self.inputs) == 1 else None
+        return {} if found is None else {self.inputs[0]: found}
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Outputs per task.

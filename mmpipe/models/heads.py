@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from mmpipe.models.init import initialise
 from mmpipe.models.standardize import Chunks, Standardize
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Head(nn.Module):
 
     def __init__(self, in_features: int, outputs: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(in_features, outputs)
+        self.linear = initialise(nn.Linear(in_features, outputs))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """[B, F] -> float32 [B, outputs]."""
@@ -45,7 +46,7 @@ class RegressionHead(nn.Module):
 
     def __init__(self, in_features: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(in_features, 1)
+        self.linear = initialise(nn.Linear(in_features, 1))
         self.standardize = Standardize()
 
     def fit_buffers(self, chunks: Chunks) -> None:

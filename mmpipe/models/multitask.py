@@ -17,7 +17,7 @@ from torch import nn
 
 from mmpipe.data.seen import SeenRows, present_chunks
 from mmpipe.errors import ConfigError, DataError, ModelError
-from mmpipe.models.contract import layers_of
+from mmpipe.models.contract import InputSpec, input_spec, layers_of
 from mmpipe.models.fusion import make_fusion
 from mmpipe.models.heads import RegressionHead, make_head
 from mmpipe.shards import Rows
@@ -26,18 +26,20 @@ if TYPE_CHECKING:
     from mmpipe.train.tasks import Task
 
 FREEZE = ('encoders', 'trunk')
+FIT_ROWS = 4096  # that are in memory together where an encoder or head fits its buffers
 
 
 class MultitaskModel(nn.Module):
     """An encoder per modality, a fusion, a head per task.
 
-    Where a row lacks a modality, a learned vector takes the place of its features; the encoder does not see that row
-    at all, so zeros never reach its statistics.
+    Where a row lacks a modality, the encoder does not see that row at all, so zeros never reach its statistics. A
+    learned vector takes the place of its features, unless the fusion is told what is missing, as that by attention is.
 
     Args:
         encoders: {field: module with `out_features`}; see `mmpipe.models.encoders`.
         tasks: what to learn; their names must differ.
-        fusion: 'concat', 'mean', or a module from a list of features to `[B, out_features]`.
+        fusion: 'concat', 'mean', 'attention', or a module from a list of features to `[B, out_features]`; see
+            `mmpipe.models.fusion`.
         hidden: size of the fused features.
         dropout: probability in [0, 1), after the fusion.
         modality_dropout: probability in [0, 1) that, in training, a modality that is there is treated as missing,
@@ -120,11 +122,17 @@ class MultitaskModel(nn.Module):
         for field, part in parts:
             if hasattr(part, 'fit_buffers'):
                 try:
-                    part.fit_buffers(present_chunks(rows, field))  # type: ignore[operator]
+                    size = int(getattr(part, 'fit_rows', FIT_ROWS))
+                    part.fit_buffers(present_chunks(rows, field, size=size))  # type: ignore[operator]
                 except (DataError, ModelError) as error:
                     raise type(error)(
                         f'Field {field!r} of snapshot {rows.snapshot.id} does not fit {type(part).__name__}: {error}.'
                     ) from error
+
+    def input_specs(self) -> dict[str, InputSpec]:
+        """What each encoder takes that says so, by field; the trainer checks it before the first step."""
+        found = {field: input_spec(self.encoders[slot(field)]) for field in self.inputs}
+        return {field: spec for field, spec in found.items() if spec is not None}
 
     def target_std(self) -> dict[str, torch.Tensor]:
         """{regression task: standard deviation of its target on the training rows}, to scale its loss by."""
@@ -141,13 +149,18 @@ class MultitaskModel(nn.Module):
             DataError: an input field is not in the batch.
         """
         features = []
+        takes_mask = getattr(self.fusion, 'takes_mask', False)
         kept = self._kept(batch) if self.training and self.modality_dropout else None
         for position, field in enumerate(self.inputs):
             value = self._features(field, batch)
-            if kept is not None:
+            if kept is not None and not takes_mask:
                 value = torch.where(kept[:, position, None], value, self.missing[slot(field)].to(value.dtype))
             features.append(value)
-        fused = self.fusion(features)
+        if takes_mask:
+            there = self._there(batch)
+            fused = self.fusion(features, there if kept is None else there & kept)
+        else:
+            fused = self.fusion(features)
         return {task.name: self.heads[slot(task.name)](fused) for task in self.tasks}
 
     def features(self, batch: Mapping[str, Any]) -> dict[str, tuple[np.ndarray, torch.Tensor]]:
@@ -183,7 +196,9 @@ class MultitaskModel(nn.Module):
         if field in self.cached:
             encoder = nn.Identity()
         elif getattr(encoder, 'takes_lengths', False):
-            arguments.append(batch['_length'][field])
+            lengths = batch.get('_length', {}).get(field)
+            full = values.new_full((count,), values.shape[1], dtype=torch.int64) if lengths is None else lengths
+            arguments.append(full)
         missing = self.missing[slot(field)]
         if present is None:
             with _settled_norms(encoder, count):
@@ -194,14 +209,16 @@ class MultitaskModel(nn.Module):
             found = encoder(*(argument[present] for argument in arguments))
         return missing.to(found.dtype).expand(count, -1).index_put((present,), found)
 
+    def _there(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """bool [B, modalities]: which row has which."""
+        masks, first = batch.get('_mask', {}), batch[self.inputs[0]]
+        every = torch.ones(len(first), dtype=torch.bool, device=first.device)
+        return torch.stack([masks.get(field, every) for field in self.inputs], dim=1)
+
     def _kept(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """bool [B, modalities]: False where modality dropout strikes, never for all that a row has."""
-        count = len(batch[self.inputs[0]])
-        device = batch[self.inputs[0]].device
-        there = torch.stack(
-            [batch['_mask'][f] if f in batch.get('_mask', {}) else torch.ones(count, dtype=torch.bool, device=device)
-             for f in self.inputs], dim=1)  # fmt: skip
-        chance = torch.rand(count, len(self.inputs), device=device)
+        there = self._there(batch)
+        chance = torch.rand(there.shape, device=there.device)
         kept = chance >= self.modality_dropout
         luckiest = torch.where(there, chance, -1.0).argmax(1)
         return kept.scatter(1, luckiest[:, None], True)

@@ -46,9 +46,10 @@ class Field:
             that have no choice.
         shape: tensor: the whole shape of a row's value; ragged: the shape behind the varying first dimension.
         vocabulary: the words of a label or labels field, in index order; it only ever grows at its end.
+        rate: of samples of sound, how many a second, in Hz; None where nothing says so.
 
     Raises:
-        FieldError: an unknown kind or dtype, or a reserved name.
+        FieldError: an unknown kind or dtype, a reserved name, or a rate that cannot be.
 
     >>> Field(name='photo', kind='tensor', dtype='uint8', shape=(3, 128, 128)).bytes_per_row
     49152
@@ -59,6 +60,7 @@ class Field:
     dtype: str = ''
     shape: tuple[int, ...] = ()
     vocabulary: tuple[str, ...] | None = None
+    rate: int | None = None
 
     def __post_init__(self) -> None:
         if self.name.startswith('_') or not self.name:
@@ -78,6 +80,10 @@ class Field:
         if self.kind in ('label', 'labels') and self.vocabulary is None:
             raise FieldError(
                 f"field '{self.name}' of kind {self.kind} has no vocabulary: pass its words in order of their indices"
+            )
+        if self.rate is not None and (self.kind not in ('tensor', 'ragged') or self.rate < 1):
+            raise FieldError(
+                f"field '{self.name}' of kind {self.kind} has the rate {self.rate}: arrays of samples have one, in Hz"
             )
         object.__setattr__(self, 'shape', tuple(int(n) for n in self.shape))
         if self.vocabulary is not None:
@@ -117,6 +123,7 @@ class Field:
             'dtype': self.dtype,
             'shape': list(self.shape),
             'vocabulary': None if self.vocabulary is None else list(self.vocabulary),
+            **({} if self.rate is None else {'rate': self.rate}),  # ids of manifests without one stay as they are
         }
 
     @classmethod

@@ -30,6 +30,7 @@ class FieldSpec:
         vocabulary: words of a label field; None to collect them.
         pooled: whether the expression aggregates rows of a component view, such as frames, or of a joined table.
         is_file: whether the stored value is the content of the medium's file.
+        rate: of samples of sound, in Hz; None where nothing says so.
     """
 
     expression: Any
@@ -40,6 +41,7 @@ class FieldSpec:
     vocabulary: tuple[str, ...] | None = None
     pooled: bool = False
     is_file: bool = False
+    rate: int | None = None
 
     def identity(self) -> dict[str, Any]:
         """What defines the field, as JSON values."""
@@ -52,6 +54,7 @@ class FieldSpec:
             'vocabulary': None if self.vocabulary is None else list(self.vocabulary),
             'pooled': self.pooled,
             'is_file': self.is_file,
+            **({} if self.rate is None else {'rate': self.rate}),  # fields without one stay what they were
         }
 
 
@@ -126,16 +129,23 @@ def number(expression: Any, *, dtype: str) -> FieldSpec:
     return FieldSpec(expression=expression, kind='scalar', dtype=dtype)
 
 
-def ragged(expression: Any) -> FieldSpec:
+def ragged(expression: Any, *, rate: int | None = None) -> FieldSpec:
     """An array whose first dimension differs from row to row, such as a waveform.
 
     Args:
         expression: array expression; all rows have one dtype and the same dimensions behind the first.
+        rate: of samples of sound, in Hz: recorded in the snapshot, and compared with what an encoder takes before
+            anything is trained. `mmpipe.functions.waveform` gives 16000.
 
-    >>> ragged('waveform(Items.speech)').kind                               # in a view: waveform(Items.speech) itself
+    Raises:
+        FieldError: a rate below 1.
+
+    >>> ragged('waveform(Items.speech)', rate=16_000).kind                  # in a view: waveform(Items.speech) itself
     'ragged'
     """
-    return FieldSpec(expression=expression, kind='ragged')
+    if rate is not None and rate < 1:
+        raise FieldError(f'mm.field.ragged(rate={rate}): samples a second, such as 16000.')
+    return FieldSpec(expression=expression, kind='ragged', rate=rate)
 
 
 def pooled(aggregate: Any) -> FieldSpec:
@@ -232,7 +242,7 @@ def resolve(name: str, spec: FieldSpec, example: Any) -> tuple[FieldSpec, Field]
             shape, dtype = example.shape, example.dtype
         shape = shape[1:] if said == 'ragged' else shape
         return replace(spec, kind=said or 'tensor'), Field(
-            name=name, kind=said or 'tensor', dtype=np.dtype(dtype).name, shape=tuple(shape)
+            name=name, kind=said or 'tensor', dtype=np.dtype(dtype).name, shape=tuple(shape), rate=spec.rate
         )
     _require(name, kind, said != 'ragged', 'mm.field.ragged() wants an array', 'give the expression alone')
     scalar = {'is_int_type': 'int64', 'is_float_type': 'float32', 'is_bool_type': 'bool'}

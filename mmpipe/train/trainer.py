@@ -37,12 +37,15 @@ from mmpipe.runs.lock import training
 from mmpipe.shards import Rows
 from mmpipe.shards.root import place_of
 from mmpipe.train.balancing import Balancing, check_balancing, name_of
+from mmpipe.train.build import built
 from mmpipe.train.callbacks import Callback
+from mmpipe.train.classes import check_classes, known_classes
 from mmpipe.train.compiling import compile_parts
 from mmpipe.train.distributed import from_rank_0
 from mmpipe.train.embed import check_features
 from mmpipe.train.evaluate import fields_of, tasks_of
 from mmpipe.train.from_record import how_to_go_on
+from mmpipe.train.inputs import check_batches, check_inputs
 from mmpipe.train.loop import Loop
 from mmpipe.train.optimizer import OptimizerFactory, SchedulerFactory, name_of_factory
 from mmpipe.train.precision import check_precision
@@ -202,8 +205,9 @@ class Trainer:
         """Train a model and record how.
 
         Args:
-            factory: makes the model; at the top level of a module or script, the run can be rebuilt. An `nn.Module`
-                itself trains too, in place, and its run says that it cannot be rebuilt.
+            factory: makes the model; at the top level of a module or script, the run can be rebuilt. It is called under
+                `torch.device` of the loaders, so that its parameters are created there; it may ignore that. An
+                `nn.Module` itself trains too, in place, and its run says that it cannot be rebuilt.
             train: batches to train on. It is read from epoch 0 and not moved.
             val: batches to evaluate on.
             args: keyword arguments of the factory; JSON.
@@ -224,10 +228,15 @@ class Trainer:
 
         Raises:
             ConfigError: arguments that exclude each other, or loaders that do not fit.
-            DataError, LabelError: fields or labels that do not fit; before any training.
+            DataError, LabelError: fields or labels that do not fit their encoders and tasks, or a class that only
+                validation rows have; before any training.
             TrainError: nothing to train, or a loss that is no longer finite.
             RunError: nothing to resume or continue from, or another process trains the run.
             KeyboardInterrupt: Ctrl-C; the first after the running step, with a checkpoint, the second at once.
+
+        Warns:
+            InputWarning: images are normalised otherwise than the weights of their encoder want.
+            UnseenClassWarning: of several labels per row, one that only validation rows have.
 
         >>> import tempfile
         >>> import mmpipe as mm
@@ -256,11 +265,12 @@ class Trainer:
         parent = _parent(factory, continue_from)
         with borrowed_generators(train.device):
             seed_generators(train.device, self.seed)
-            model = factory if isinstance(factory, nn.Module) else factory(**(args or {}))
-            if not isinstance(model, nn.Module):
-                raise ConfigError(f'The factory returned a {type(model).__name__}, not an nn.Module.')
+            model = built(factory, args, device=train.device)
             wanted = tasks_of(model, tasks)
             fields = self._check_fields(model, wanted, train, val)
+            if val is not None and resume in (None, 'auto'):  # else they were compared when it began
+                known = known_classes(None if isinstance(factory, TransferFactory) else parent)
+                check_classes(wanted, train.rows, val.rows, known=known)
             description = self._description(record, wanted, train)
             run = self._run_to_resume(resume, name, description, parent)
             model.to(train.device)
@@ -331,6 +341,9 @@ class Trainer:
             )
         if val is not None and val.device != train.device:
             raise ConfigError(f"train loads to '{train.device}' and val to '{val.device}': give both one device=.")
+        check_batches(train, what='train')
+        if val is not None:
+            check_batches(val, what='val')
 
     def _check_fields(
         self, model: nn.Module, tasks: tuple[Task, ...], train: DataLoader, val: DataLoader | None
@@ -350,6 +363,7 @@ class Trainer:
             check_features(model, loader.rows)
             for task in tasks:
                 task.check(loader.rows, what=what)
+            check_inputs(model, loader.fresh(fields=fields), what=what)
         return fields
 
     def _run_to_resume(

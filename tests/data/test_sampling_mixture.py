@@ -200,6 +200,13 @@ def test_fields_that_do_not_fit_together_are_told(tmp_path):
         mixture({'a': number, 'b': whole})
     with pytest.raises(DataError, match=r"Label 0 of field 'x' is 'cat' in 'a' and 'dog' in 'b'"):
         mixture({'a': cat, 'b': dog})
+    slow, fast, unsaid = (
+        rows(f'at {rate}', Field(name='x', kind='ragged', dtype='float32', rate=rate), np.zeros(3, np.float32))
+        for rate in (8000, 16_000, None)
+    )
+    with pytest.raises(DataError, match=r'ragged float32 \[\] at 16000 Hz in .* at 8000 Hz in'):
+        mixture({'a': slow, 'b': fast})
+    assert mixture({'a': unsaid, 'b': fast}).rows.fields['x'].kind == 'ragged'
     assert list(mixture({'a': cat, 'b': dog}, fields=[]).rows.fields) == []
     with pytest.raises(DataError, match="None of a has a field 'y'; there are x"):
         mixture({'a': cat}, fields=['y'])

@@ -78,7 +78,9 @@ def test_functions_partials_and_fitted_numbers_come_back():
 
 
 @pytest.mark.parametrize(
-    'value', [lambda values: values, object(), np.zeros(5000), 'text'.upper, {1: 2}, Blurred(width=object())], ids=repr
+    'value',
+    [lambda values: values, object(), np.zeros(5000), 'text'.upper, {1: 2}, Blurred(width=object())],
+    ids=['lambda', 'object', 'large', 'bound', 'keys', 'inside'],
 )
 def test_what_no_other_process_could_make_is_refused(value):
     with pytest.raises(NotDescribed):

@@ -50,6 +50,15 @@ def test_a_vocabulary_grows_at_its_end_only(known, new):
     assert Field.from_json(field.grown(new).to_json()) == field.grown(new)
 
 
+def test_a_sample_rate_survives_and_a_field_without_one_is_recorded_as_before():
+    wave = Field(name='wave', kind='ragged', dtype='float32', rate=16_000)
+    assert Field.from_json(wave.to_json()) == wave
+    assert 'rate' not in Field(name='wave', kind='ragged', dtype='float32').to_json()
+    for options in ({'kind': 'string'}, {'kind': 'scalar', 'dtype': 'int64'}, {'kind': 'tensor', 'dtype': 'float32'}):
+        with pytest.raises(FieldError, match=r"'wave' of kind \w+ has the rate"):
+            Field(name='wave', **options, rate=0 if options['kind'] == 'tensor' else 8000)
+
+
 PHOTO = Field(name='photo', kind='tensor', dtype='uint8', shape=(3, 2, 2))
 
 

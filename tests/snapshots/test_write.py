@@ -215,7 +215,7 @@ def test_nulls_are_kept_in_every_kind(directory, tmp_path):
         'square': items.square, 'mel': items.mel, 'file': mm.field.file(items.photo),
         'caption': items.caption, 'label': mm.field.label(items.caption),
         'words': mm.field.labels(words(items.caption)), 'price': items.price,
-        'wave': mm.field.ragged(mm.functions.waveform(items.speech)),
+        'wave': mm.field.ragged(mm.functions.waveform(items.speech), rate=16_000),
     }  # fmt: skip
     rows = mm.snapshot(declared.Items, root=tmp_path / 's', fields=fields).snapshot.rows()
     rows = rows.take(np.argsort(rows.keys))
@@ -227,6 +227,7 @@ def test_nulls_are_kept_in_every_kind(directory, tmp_path):
     assert rows.read('file')[0][0] == photo.read_bytes()
     assert rows.read('words')[0].tolist() == [[1, 1], [0, 0]]
     assert rows.read('wave')[0][0].shape == (8000,)
+    assert rows.fields['wave'].rate == 16_000
 
 
 def test_vocabularies_start_with_the_training_split_and_only_grow(directory, tmp_path):

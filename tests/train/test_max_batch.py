@@ -19,7 +19,15 @@ from mmpipe.data import DataLoader, transforms
 from mmpipe.errors import ConfigError, TrainError
 from mmpipe.models import BareModel, MultitaskModel, encoders
 from mmpipe.train import Trainer, classification, multilabel, regression
-from mmpipe.train.max_batch import MOST, ROUNDED, allocated_bytes, find_max_batch, largest_within, probed_bytes
+from mmpipe.train.max_batch import (
+    MOST,
+    ROUNDED,
+    allocated_bytes,
+    find_max_batch,
+    largest_within,
+    predicted_bytes,
+    probed_bytes,
+)
 
 TASKS = [classification('kind', KINDS), regression('price'), multilabel('tags', TAGS)]
 
@@ -71,6 +79,23 @@ def test_what_is_predicted_is_what_a_real_step_takes(shop, factory, args, side, 
     assert found.confirmed_bytes == pytest.approx(found.predicted_bytes, rel=0.25)
     assert found.batch_size * found.accumulate == found.effective_batch == 16
     assert len(found.points) <= 9
+
+
+def test_encoders_that_no_snapshot_of_this_file_has_are_predicted_too():
+    model = MultitaskModel(
+        encoders={
+            'clip': encoders.video(encoders.image(8, width=8), 'gru'), 'note': encoders.tokens(20, 8),
+            'speech': encoders.waveform(8000, 8, n_mels=16, width=8), 'facts': encoders.tabular(2, [3]),
+        },
+        tasks=TASKS[:1], fusion='attention', hidden=16,
+    )  # fmt: skip
+    batch = {
+        'clip': torch.zeros(2, 3, 3, 16, 16, dtype=torch.uint8), 'note': torch.zeros(2, 5, dtype=torch.int64),
+        'speech': torch.zeros(2, 900), 'facts': torch.zeros(2, 3), 'kind': torch.zeros(2, dtype=torch.int64),
+        '_length': {'note': torch.tensor([5, 1]), 'speech': torch.tensor([900, 1])},
+    }  # fmt: skip
+    few, many = (predicted_bytes(model, TASKS[:1], batch, rows, trainer=Trainer()) for rows in (4, 64))
+    assert 0 < few < many
 
 
 def test_a_step_of_one_row_more_than_a_rounding_would_not_fit(shop):

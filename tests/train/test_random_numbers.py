@@ -75,4 +75,4 @@ def test_a_model_that_draws_from_numpy_and_python_goes_on_bit_for_bit(tmp_path):
     random.seed(7), np.random.seed(7)  # another process has other states
     stopped, whole = fit(tmp_path / 'stopped'), fit(tmp_path / 'whole')
     assert open_run(stopped).history() == whole.history()
-    assert len({line['loss'] for line in whole.history()}) == 10
+    assert len({line['loss'] for line in whole.history() if 'loss' in line}) == 10

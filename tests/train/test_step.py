@@ -36,13 +36,13 @@ class Counting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def model():
+def model(fusion='concat'):
     return MultitaskModel(
         encoders={
             'photo': encoders.image(8, width=8), 'title': encoders.vector(8, 8, dropout=0.0),
             'frames': encoders.sequence(4, 8, dropout=0.0), 'mel': encoders.spectrogram(16, 8, width=8),
         },
-        tasks=TASKS, hidden=16, dropout=0.0, modality_dropout=0.3,
+        tasks=TASKS, hidden=16, dropout=0.0, modality_dropout=0.3, fusion=fusion,
     )  # fmt: skip
 
 
@@ -66,9 +66,15 @@ def counts(micro):
     return [float(sum(len(batch['_present'][task.field]) for batch in micro)) for task in TASKS]
 
 
-@pytest.mark.parametrize('options', [{}, {'clip': 1.0}, {'precision': 'bf16'}, {'balancing': 'uncertainty'}])
-def test_nothing_in_a_step_waits_for_the_device(shop, options):
-    made = model().train()
+@pytest.mark.parametrize(
+    ('options', 'fusion'),
+    [
+        ({}, 'concat'), ({'clip': 1.0}, 'concat'), ({'precision': 'bf16'}, 'concat'),
+        ({'balancing': 'uncertainty'}, 'concat'), ({}, 'attention'),
+    ],
+)  # fmt: skip
+def test_nothing_in_a_step_waits_for_the_device(shop, options, fusion):
+    made = model(fusion).train()
     made.fit_buffers(shop.split('train'))
     step, micro = stepper(made, **options), batches(shop, 4)
     step(micro[:2], counts(micro[:2]), factor=1.0)  # the first one makes the optimizer's state

@@ -11,6 +11,9 @@ An attribute that is true asks for a keyword argument; a function without any is
 
 What stands under `'*'` is called with the whole batch and `draw=`, after all the fields, and returns the batch. Its
 `fields` names those it needs.
+
+Two more say something of sound, for the check before a training: `rate`, the samples a second that it takes, and
+`keeps_rate`, that its result has as many.
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ class Gain:
     probability: float
 
     random = True
+    keeps_rate = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:
@@ -90,6 +91,7 @@ class Shift:
     around: bool
 
     random = True
+    keeps_rate = True
     takes_lengths = True
 
     def __call__(
