@@ -54,7 +54,7 @@ def initialise(module: M, *, activation: str | nn.Module = 'linear') -> M:
         ConfigError: another activation.
 
     >>> layer = initialise(nn.Linear(1000, 1000), activation='relu')
-    >>> round(float(layer.weight.var() * 1000), 1), float(layer.bias.abs().sum())
+    >>> round(float(layer.weight.detach().var() * 1000), 1), float(layer.bias.abs().sum())
     (2.0, 0.0)
     """
     last = activation_of(activation)
@@ -67,7 +67,7 @@ def initialise(module: M, *, activation: str | nn.Module = 'linear') -> M:
     with torch.no_grad():
         for part in module.modules():
             if isinstance(part, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
-                name, slope = activation_of(part.activation) or ('relu', 0.0)  # type: ignore[arg-type]
+                name, slope = activation_of(part.activation) or ('relu', 0.0)
                 _weigh(part.linear1, name, slope)
                 done.add(id(part.linear1))
             elif isinstance(part, nn.MultiheadAttention):
@@ -183,7 +183,7 @@ def _recurrent(layer: nn.RNNBase) -> None:
         if name.startswith('weight'):
             fill = nn.init.orthogonal_ if name.startswith('weight_hh') else nn.init.xavier_normal_
             for part in parameter.chunk(gates):
-                fill(part)  # type: ignore[operator]
+                fill(part)
         else:
             nn.init.zeros_(parameter)
             if gates == 4 and name.startswith('bias_ih'):

@@ -30,11 +30,13 @@ def features(rows=6):
     return [torch.randn(rows, size, generator=draw) for size in SIZES]
 
 
-def build(**options):
-    return MultitaskModel(
-        encoders={'title': encoders.vector(8, 6), 'frames': encoders.sequence(4, 5), 'weight': encoders.vector(1, 4)},
-        tasks=[classification('kind', 3), regression('price')], fusion='attention', hidden=12, **options,
-    )  # fmt: skip
+def build(dropout=0.1, **options):
+    made = {
+        'title': encoders.vector(8, 6, dropout=dropout), 'frames': encoders.sequence(4, 5, dropout=dropout),
+        'weight': encoders.vector(1, 4, dropout=dropout),
+    }  # fmt: skip
+    tasks = [classification('kind', 3), regression('price')]
+    return MultitaskModel(encoders=made, tasks=tasks, fusion='attention', hidden=12, dropout=dropout, **options)
 
 
 @pytest.mark.parametrize('training', [False, True])

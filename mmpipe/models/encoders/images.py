@@ -118,7 +118,7 @@ class TimmEncoder(nn.Module):
         std = _of_channels(config.get('std') or IMAGENET_STD, channels)
         height, width = (config.get('input_size') or (3, 224, 224))[1:]
         add_normalisation(self, mean, std)
-        patches = getattr(backbone, 'patch_embed', None)
+        patches: Any = getattr(backbone, 'patch_embed', None)
         fixed = tuple(patches.img_size) if getattr(patches, 'strict_img_size', False) else (None, None)
         self._spec = InputSpec(
             encoder=f'encoders.timm({name!r})', kind='an image', shape=(channels, *fixed), dtypes=('uint8', 'float'),

@@ -110,10 +110,11 @@ class TabularEncoder(nn.Module):
         self.numbers, self.categories, self.out_features = numbers, categories, out_features
         self.standardize = Standardize(numbers) if numbers else None
         # Sizes as fastai gives them (tabular/model.py, emb_sz_rule); one more for all that is outside.
+        widths = [min(600, round(1.6 * count**0.56)) for count in categories]
         self.embeddings = nn.ModuleList(
-            nn.Embedding(count + 1, min(600, round(1.6 * count**0.56))) for count in categories
+            nn.Embedding(count + 1, wide) for count, wide in zip(categories, widths, strict=True)
         )
-        width = numbers + sum(int(each.embedding_dim) for each in self.embeddings)  # type: ignore[arg-type]
+        width = numbers + sum(widths)
         parts: list[nn.Module] = []
         for number in range(layers):
             outs = out_features if number == layers - 1 else hidden
@@ -130,8 +131,8 @@ class TabularEncoder(nn.Module):
         )  # fmt: skip
 
     def layers(self) -> list[nn.Module]:
-        """The embeddings together with nothing before them, then the linear layers."""
-        linear = [part for part in self.network if isinstance(part, nn.Linear)]
+        """The embeddings together, then the linear layers."""
+        linear: list[nn.Module] = [part for part in self.network if isinstance(part, nn.Linear)]
         return [self.embeddings, *linear] if self.categories else linear
 
     def fit_buffers(self, chunks: Chunks) -> None:

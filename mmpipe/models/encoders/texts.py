@@ -74,7 +74,7 @@ class TokensEncoder(nn.Module):
 
     def layers(self) -> list[nn.Module]:
         """The embedding, the blocks, the last norm."""
-        return [self.embedding, *self.blocks.layers, self.blocks.norm]  # type: ignore[list-item]
+        return [self.embedding, *self.blocks.layers, self.blocks.norm]
 
     def fit_buffers(self, chunks: Chunks) -> None:
         """Check that no training row holds an id beyond the vocabulary; there is nothing to fit."""
