@@ -46,6 +46,7 @@ _WHERE: dict[str, str | None] = {
     'LeakReport': 'mmpipe.leaks',
     'check_leaks': 'mmpipe.leaks',
     'Run': 'mmpipe.runs',
+    'runs': None,
     'open_run': 'mmpipe.runs',
     'MmpipeError': 'mmpipe.errors',
     # torch side
@@ -72,7 +73,12 @@ _WHERE: dict[str, str | None] = {
     'Report': 'mmpipe.evaluation',
     'calibrate': 'mmpipe.evaluation',
     'load_model': 'mmpipe.train',
+    'resume_run': 'mmpipe.train',
     'transfer': 'mmpipe.train',
+    'embed': 'mmpipe.train',
+    'finetune': 'mmpipe.train',
+    'linear_probe': 'mmpipe.train',
+    'continue_training': 'mmpipe.train',
 }
 
 __all__ = [*_WHERE, '__version__']
@@ -80,6 +86,7 @@ __all__ = [*_WHERE, '__version__']
 if TYPE_CHECKING:
     from mmpipe import decode as decode
     from mmpipe import functions as functions
+    from mmpipe import runs as runs
     from mmpipe import sources as sources
     from mmpipe.data import DataLoader as DataLoader
     from mmpipe.data import ShardDataset as ShardDataset
@@ -123,11 +130,16 @@ if TYPE_CHECKING:
     from mmpipe.splits import stratify as stratify
     from mmpipe.train import Trainer as Trainer
     from mmpipe.train import classification as classification
+    from mmpipe.train import continue_training as continue_training
+    from mmpipe.train import finetune as finetune
+    from mmpipe.train import linear_probe as linear_probe
     from mmpipe.train import load_model as load_model
     from mmpipe.train import multilabel as multilabel
     from mmpipe.train import predict as predict
     from mmpipe.train import regression as regression
+    from mmpipe.train import resume_run as resume_run
     from mmpipe.train import transfer as transfer
+    from mmpipe.train.embed import embed as embed
     from mmpipe.train.evaluate import evaluate as evaluate
     from mmpipe.train.max_batch import find_max_batch as find_max_batch
 

@@ -312,6 +312,58 @@ def train(
     _print(run, as_json)
 
 
+@app.command(epilog='Example: mmpipe resume shop/0007')
+def resume(
+    run_id: Annotated[str, typer.Argument(metavar='RUN', help='Id or folder of the run; `mmpipe runs` lists them.')],
+    as_json: AsJson = False,
+) -> None:
+    """Train on from the last checkpoint of a run that was killed or stopped. Needs no Pixeltable."""
+
+    def run() -> tuple[Any, str]:
+        from mmpipe.progress import StageProgress
+
+        show = StageProgress()
+        with show.stage('import'):
+            from mmpipe.train import resume_run
+        with show.stage('train'):
+            made = resume_run(run_id, progress=show)
+        return {'run': made.id, 'path': str(made.path), 'metrics': made.metrics}, str(made)
+
+    _print(run, as_json)
+
+
+@app.command(epilog='Example: mmpipe runs demo')
+def runs(
+    name: Annotated[str | None, typer.Argument(help="Of the runs, such as 'demo'; all when left out.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List runs, oldest first, with their status and metrics. Needs neither torch nor Pixeltable."""
+
+    def run() -> tuple[Any, str]:
+        from mmpipe.runs import table
+
+        found = table(name)
+        return {'runs': found.to_json()}, str(found)
+
+    _print(run, as_json)
+
+
+@app.command(epilog='Example: mmpipe compare demo/0001 demo/0002')
+def compare(
+    chosen: Annotated[list[str], typer.Argument(metavar='RUN...', help='Two ids or folders of runs, or more.')],
+    as_json: AsJson = False,
+) -> None:
+    """Show what differs between runs: settings, rows, code, metrics. Needs neither torch nor Pixeltable."""
+
+    def run() -> tuple[Any, str]:
+        from mmpipe.runs import compare as compare_runs
+
+        found = compare_runs(*chosen)
+        return found.to_json(), str(found)
+
+    _print(run, as_json)
+
+
 @app.command(epilog='Example: mmpipe doctor demo --seconds 20')
 def doctor(
     pipeline: PipelineName,

@@ -19,7 +19,7 @@ from mmpipe.errors import ConfigError, require
 from mmpipe.home import home_dir, runs_dir
 from mmpipe.pipeline import Pipeline, find_pipeline, runs_of
 from mmpipe.progress import StageProgress
-from mmpipe.wording import how_many
+from mmpipe.wording import how_many, table_of
 
 NAME = 'demo'
 HELD_BACK = 'held_back.csv'
@@ -225,8 +225,7 @@ def _table(metrics: dict[str, Any], baselines: dict[str, Any]) -> list[str]:
     rows += [[name, *(_plus_minus(baselines[task][name]) for task in metrics)] for name in names]
     tests = [f'{_three(scores["test"])} ({how_many(scores["test_rows"], "row")})' for scores in metrics.values()]
     rows.append(['kept run, test', *tests])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ['  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return table_of(rows[0], rows[1:]).splitlines()
 
 
 def _plus_minus(summary: dict[str, float | None]) -> str:

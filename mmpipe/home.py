@@ -83,6 +83,15 @@ def runs_dir() -> Path:
     return home_dir() / 'runs'
 
 
+def features_dir() -> Path:
+    """Where features of frozen encoders are kept (`mm.embed`) unless a folder is given.
+
+    >>> features_dir().name
+    'features'
+    """
+    return home_dir() / 'features'
+
+
 def cache_dir() -> Path:
     """Where converted weights are kept; safe to delete.
 

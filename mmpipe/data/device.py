@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mmpipe.data.xla import xla_device
 from mmpipe.errors import ConfigError
 
 Transfer = Callable[[str, torch.dtype, int, torch.device], None]
@@ -21,7 +22,7 @@ def resolve(device: str | torch.device = 'auto') -> torch.device:
 
     Args:
         device: 'auto' for this machine's accelerator (CUDA, MPS, XPU: whatever `torch.accelerator` finds) or else the
-            CPU; or any torch device.
+            CPU; 'xla' with torch_xla; or any torch device.
 
     Raises:
         ConfigError: torch does not know the name, or this machine has no such device.
@@ -35,8 +36,10 @@ def resolve(device: str | torch.device = 'auto') -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise ConfigError(
-            f"torch knows no device {device!r}. Use 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' or 'xpu'."
+            f"torch knows no device {device!r}. Use 'auto', 'cpu', 'cuda', 'cuda:1', 'mps', 'xpu' or 'xla'."
         ) from error
+    if chosen.type == 'xla':
+        return xla_device()
     if chosen.type not in ('cpu', 'meta'):
         found = torch.accelerator.current_accelerator(check_available=True)
         if found is None or found.type != chosen.type:
@@ -45,6 +48,17 @@ def resolve(device: str | torch.device = 'auto') -> torch.device:
                 f"Use device='auto', or install a torch build for it."
             )
     return chosen
+
+
+def device_name(device: torch.device) -> str:
+    """A device in words, such as 'cuda: NVIDIA H100' or 'cpu'.
+
+    >>> device_name(torch.device('cpu'))
+    'cpu'
+    """
+    if device.type not in ('cuda', 'xpu'):
+        return device.type
+    return f'{device.type}: {torch.get_device_module(device).get_device_name(device)}'
 
 
 def to_device(

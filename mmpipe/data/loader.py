@@ -38,12 +38,14 @@ from mmpipe.data.threads import Reader, ThreadReader
 from mmpipe.data.transforms.calling import Steps
 from mmpipe.decode import Decoder
 from mmpipe.errors import ConfigError, DataError
+from mmpipe.runs.described import NotDescribed, described, rebuilt
 from mmpipe.shards import Rows
 from mmpipe.workers import ProcessReader
 
 __all__ = ['DataLoader', 'rows_digest', 'world']
 
 THREADS = 8  # at most, where their number is not given
+UNTOLD = 64  # rows per batch where a sampling cuts batches of several sizes
 ANNOUNCED = 64  # batches whose shards are fetched ahead, as far as the cache has room for them
 
 
@@ -354,6 +356,76 @@ class DataLoader:
         self._epoch, self._resume_at = epoch, consumed
         self._position = (epoch, consumed)
 
+    def over(self, rows: Rows, *, fields: Iterable[str] | None = None) -> DataLoader:
+        """A loader of the same settings over other rows of the same fields, in their order, each once.
+
+        Args:
+            rows: what to load.
+            fields: read only these (and run only their transforms); as this one when None.
+
+        >>> from mmpipe.data.collate import example_rows
+        >>> loader = DataLoader(example_rows(), batch_size=1, device='cpu', shuffle=True)
+        >>> [batch['_key'] for batch in loader.over(example_rows().take([1]))]
+        [['b']]
+        """
+        other = self.fresh(fields=fields)
+        task = other.dataset.task
+        other.dataset = ShardDataset(
+            rows, fields=other.fields, decode=task.decode, host_transforms=task.host, seed=task.seed,
+            on_error=task.on_error,
+        )  # fmt: skip
+        size = self.batches.batch_size or -(-(self.batches.global_batch_size or UNTOLD) // world()[1])
+        other.batches = EpochBatches(rows, sampling=Sequential(), batch_size=size, seed=self.batches.seed)
+        other.__dict__.pop('digest', None)
+        return other
+
+    def description(self) -> dict[str, Any]:
+        """Its settings as JSON, from which `DataLoader.described` makes it again over the same rows.
+
+        What only decides how fast it is (workers, memory) stays out, but for the device.
+
+        Raises:
+            NotDescribed: a transform, decoder or sampling that no other process could make; the text names it.
+
+        >>> from mmpipe.data.collate import example_rows
+        >>> loader = DataLoader(example_rows(), batch_size=2, device='cpu', shuffle=True, seed=7)
+        >>> again = DataLoader.described(loader.description(), example_rows())
+        >>> again.state_dict() == loader.state_dict()
+        True
+        """
+        task, batches = self.dataset.task, self.batches
+        return {
+            'fields': self.fields,
+            'decode': _described('decoder', task.decode),
+            'host_transforms': _described('host transform', task.host),
+            'transforms': _described('transform', self.transforms),
+            'on_error': task.on_error,
+            'sampler': _described('sampling', {'': batches.sampling})[''],
+            'batch_size': batches.batch_size,
+            'global_batch_size': batches.global_batch_size,
+            'seed': batches.seed,
+            'drop_last': batches.drop_last,
+            'pad_last': batches.pad_last,
+            'device': self.device.type,
+        }
+
+    @classmethod
+    def described(
+        cls, description: Mapping[str, Any], rows: Rows | Sampled, *, run: str = 'this run', **others: Any
+    ) -> DataLoader:
+        """A loader of a description.
+
+        Args:
+            description: of `description`.
+            rows: what to load.
+            run: id of the run it is of, for messages.
+            others: arguments that are to be others than described, such as `device`.
+
+        Raises:
+            RunError: the code of a transform or decoder is gone.
+        """
+        return cls(rows, **{**rebuilt(dict(description), run=run), **others})
+
     def fresh(self, *, fields: Iterable[str] | None = None) -> DataLoader:
         """A loader of the same settings at epoch 0, which goes its own way. The two lend memory from one pool.
 
@@ -385,6 +457,16 @@ def _announced(steps: Iterator[Step], fetching: Fetching) -> Iterator[Step]:
             return
         yield coming.popleft()
     yield from steps
+
+
+def _described(what: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    made = {}
+    for name, value in values.items():
+        try:
+            made[name] = described(value)
+        except NotDescribed as why:
+            raise NotDescribed(f'{what} of {name!r}: {why}' if name else f'{what}: {why}') from why
+    return made
 
 
 def rows_digest(rows: Rows) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -48,6 +49,7 @@ class MultitaskModel(nn.Module):
         inputs: names of the fields it reads, sorted.
         tasks: as given.
         frozen: names of the modules and parameters that `freeze` stopped.
+        cached: fields whose values in a batch are features already (`mm.embed`), so that no encoder runs for them.
 
     Raises:
         ConfigError: no encoders, no tasks, two tasks of one name, or a probability outside [0, 1).
@@ -104,6 +106,7 @@ class MultitaskModel(nn.Module):
         width = int(self.fusion.out_features)  # type: ignore[arg-type]
         self.heads = nn.ModuleDict({slot(task.name): make_head(task, width) for task in tasks})
         self.frozen: tuple[str, ...] = ()
+        self.cached: tuple[str, ...] = ()
 
     def fit_buffers(self, rows: Rows | SeenRows) -> None:
         """Let every encoder and head that has not been fitted yet fit its buffers on the training rows.
@@ -114,7 +117,7 @@ class MultitaskModel(nn.Module):
         Raises:
             DataError: a field that cannot be fitted on; the message names it.
         """
-        parts = [(field, self.encoders[slot(field)]) for field in self.inputs]
+        parts = [(field, self.encoders[slot(field)]) for field in self.inputs if field not in self.cached]
         parts += [(task.field, self.heads[slot(task.name)]) for task in self.tasks]
         for field, part in parts:
             if hasattr(part, 'fit_buffers'):
@@ -160,6 +163,22 @@ class MultitaskModel(nn.Module):
             fused = self.fusion(features)
         return {task.name: self.heads[slot(task.name)](fused) for task in self.tasks}
 
+    def features(self, batch: Mapping[str, Any]) -> dict[str, tuple[np.ndarray, torch.Tensor]]:
+        """What the encoders make of a batch: {field: (positions of the rows that have it, features of these)}.
+
+        Args:
+            batch: as for `forward`.
+
+        Returns:
+            Positions int64 `[n]` on the host, and features `[n, out_features]`.
+        """
+        found = {}
+        for field in self.inputs:
+            values = self._features(field, batch)
+            positions = _positions(field, batch, len(values))
+            found[field] = (positions, values[torch.from_numpy(positions).to(values.device)])
+        return found
+
     def _features(self, field: str, batch: Mapping[str, Any]) -> torch.Tensor:
         if field not in batch:
             raise DataError(
@@ -174,7 +193,9 @@ class MultitaskModel(nn.Module):
         if present is not None and len(present) == count:
             present = None
         arguments = [values]
-        if getattr(encoder, 'takes_lengths', False):
+        if field in self.cached:
+            encoder = nn.Identity()
+        elif getattr(encoder, 'takes_lengths', False):
             lengths = batch.get('_length', {}).get(field)
             full = values.new_full((count,), values.shape[1], dtype=torch.int64) if lengths is None else lengths
             arguments.append(full)
@@ -246,6 +267,13 @@ class MultitaskModel(nn.Module):
             if name in modules:
                 modules[name].train(False)
         return self
+
+
+def _positions(field: str, batch: Mapping[str, Any], count: int) -> np.ndarray:
+    if '_present' in batch:
+        return np.asarray(batch['_present'][field], dtype=np.int64)
+    mask = batch.get('_mask', {}).get(field)
+    return np.arange(count) if mask is None else np.flatnonzero(mask.cpu().numpy())
 
 
 def check_freeze(what: Any) -> None:

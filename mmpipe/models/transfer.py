@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 
 def transfer(
-    run: str | os.PathLike[str] | Run, *, tasks: Sequence[Task], freeze: str | int | None = 'encoders'
+    run: str | os.PathLike[str] | Run,
+    *,
+    tasks: Sequence[Task],
+    freeze: str | int | None = 'encoders',
+    cached: bool = False,
 ) -> TransferFactory:
     """A model factory: the encoders and the fusion of a run with their weights, and new heads for new tasks.
 
@@ -30,13 +34,15 @@ def transfer(
         freeze: 'encoders' trains fusion and heads, 'trunk' heads alone (a linear probe), a number also so many of the
             last layers of each encoder, None everything. What is frozen comes out of the training bit for bit as it
             went in, statistics of BatchNorm included.
+        cached: train on features that `mm.embed(run, loader)` made, so that no encoder runs. The run that comes out
+            takes inputs as any other does.
 
     Returns:
         A factory for `Trainer.fit`. Buffers that encoders fitted on the first run's rows are kept; the new heads fit
         theirs on the new rows. The run it makes can be rebuilt, also when `run` is gone.
 
     Raises:
-        ConfigError: no tasks, or another word for `freeze`.
+        ConfigError: no tasks, another word for `freeze`, or `cached` with encoders that train.
         RunError: the run cannot be rebuilt, has no checkpoint, or trained no `MultitaskModel`.
 
     >>> from mmpipe.train import regression
@@ -48,13 +54,18 @@ def transfer(
     if not tasks:
         raise ConfigError("transfer needs at least one task, as in tasks=[mm.classification('season', 4)].")
     check_freeze(freeze)
+    if cached and freeze not in ('encoders', 'trunk'):
+        raise ConfigError(
+            f'transfer(cached=True, freeze={freeze!r}): features are of encoders that stay as they are. Give '
+            f"freeze='encoders' or 'trunk', or leave out cached=."
+        )
     opened = open_run(run)
     if opened.record['factory'] is None:
         raise RunError(
             f'Run {opened.id} cannot be transferred from: {opened.cannot["rebuild"]}. Train it again with a factory at '
             f'the top level of a module.'
         )
-    return TransferFactory(run=opened, tasks=tuple(tasks), freeze=freeze)
+    return TransferFactory(run=opened, tasks=tuple(tasks), freeze=freeze, cached=cached)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +76,19 @@ class TransferFactory:
         run: what is transferred from.
         tasks: the new tasks.
         freeze: what stays as it is.
+        cached: whether the model takes features.
     """
 
     run: Run
     tasks: tuple[Task, ...]
     freeze: str | int | None
+    cached: bool = False
 
     def __call__(self) -> MultitaskModel:
         """The model with the run's weights and new heads."""
-        return _with_heads(load_multitask(self.run, why='transfer'), self.tasks, self.freeze).train()
+        model = _with_heads(load_multitask(self.run, why='transfer'), self.tasks, self.freeze).train()
+        model.cached = tuple(model.inputs) if self.cached else ()
+        return model
 
     def factory_record(self) -> dict[str, Any]:
         """What a run record says of it: the whole chain down to a function, so that no other run is needed."""
@@ -83,6 +98,7 @@ class TransferFactory:
             'base': self.run.record['factory'],
             'tasks': [task.to_json() for task in self.tasks],
             'freeze': self.freeze,
+            **({'cached': True} if self.cached else {}),
         }
 
 

@@ -3,7 +3,7 @@
     runs/<name>/<number>/
         run.json           what, from which snapshot, by which factory, with what result
         metrics.jsonl      one JSON object per line, in order of steps
-        train_rows.npy     sorted uint64 key hashes of the training rows
+        train_rows.npy     sorted uint64 key hashes of the training rows; val_rows.npy of those it is measured on
         lock               held by the process that trains it, as long as it lives
         checkpoints/<step>/  model.safetensors, optimizer.safetensors, state.json, checkpoint.json with their digests
 
@@ -90,7 +90,10 @@ class Run:
 
     @property
     def cannot(self) -> dict[str, str]:
-        """What this run cannot do, with the reason: {'rebuild': ...}; empty when it can do everything."""
+        """What this run cannot do, with the reason; empty when it can do everything.
+
+        'rebuild': its model cannot be made again; 'resume': it cannot go on from its record alone.
+        """
         return self.record['cannot']
 
     def __repr__(self) -> str:
@@ -120,6 +123,11 @@ class Run:
     def train_rows(self) -> np.ndarray:
         """Sorted uint64 key hashes of the rows it was trained on."""
         return np.load(self.path / 'train_rows.npy', allow_pickle=False)
+
+    def val_rows(self) -> np.ndarray:
+        """Sorted uint64 key hashes of the rows it is measured on; empty where there are none."""
+        file = self.path / 'val_rows.npy'
+        return np.load(file, allow_pickle=False) if file.is_file() else np.zeros(0, dtype=np.uint64)
 
     def trained_on(self, hashes: np.ndarray) -> np.ndarray:
         """Which rows it was trained on: bool `[n]` for uint64 key hashes `[n]`, such as `rows.hashes`."""

@@ -5,8 +5,12 @@ from mmpipe.models.rebuild import load_model
 from mmpipe.models.transfer import transfer
 from mmpipe.train.balancing import Balancing, Uncertainty
 from mmpipe.train.callbacks import Callback, StopTraining
+from mmpipe.train.embed import embed
 from mmpipe.train.evaluate import evaluate, predict
+from mmpipe.train.from_record import resume_run
 from mmpipe.train.max_batch import MaxBatch, find_max_batch
+from mmpipe.train.recipes import continue_training, finetune, linear_probe
+from mmpipe.train.tracking import TensorBoard
 from mmpipe.train.trainer import Trainer
 
 __all__ = [
@@ -14,15 +18,21 @@ __all__ = [
     'Callback',
     'MaxBatch',
     'StopTraining',
+    'TensorBoard',
     'Trainer',
     'Uncertainty',
     'classification',
+    'continue_training',
+    'embed',
     'evaluate',
     'find_max_batch',
+    'finetune',
+    'linear_probe',
     'load_model',
     'multilabel',
     'predict',
     'regression',
+    'resume_run',
     'task_from_json',
     'transfer',
 ]

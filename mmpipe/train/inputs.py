@@ -82,7 +82,8 @@ def check_inputs(model: nn.Module, loader: DataLoader, *, what: str) -> None:
     it takes a vector: number [3], and is given float32 []. Make the encoder for that shape, or change the field by
     transforms= of the loader, or where the snapshot is written.
     """
-    specs = {field: spec for field, spec in input_specs(model).items() if field in loader.fields}
+    features = getattr(model, 'cached', ())  # are compared with what made them (`mmpipe.train.embed`)
+    specs = {name: spec for name, spec in input_specs(model).items() if name in loader.fields and name not in features}
     if not specs:
         return
     for field, spec in specs.items():

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmpipe.data.xla import end_of_step
 from mmpipe.train.balancing import Balancing
 from mmpipe.train.evaluate import mask_of, target_stds
 from mmpipe.train.precision import autocast, loss_scaler
@@ -111,6 +112,7 @@ class Stepper:
         taken[-1, 1] = 1 - finite.float()
         self._update(taken[-1, 1])
         self.strategy.settle(self.model)
+        end_of_step(self.device)
         return taken
 
     def refresh(self) -> None:

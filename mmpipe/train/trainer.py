@@ -7,10 +7,12 @@ fit ── prepare   build the model, check tasks and labels, fit buffers       
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmpipe.data.device import resolve
+from mmpipe.data.device import device_name, resolve
 from mmpipe.data.loader import DataLoader, world
 from mmpipe.durable import write_bytes
 from mmpipe.errors import ConfigError, DataError
@@ -30,6 +32,7 @@ from mmpipe.models.rebuild import run_weights
 from mmpipe.models.transfer import TransferFactory
 from mmpipe.models.weights_file import put_weights
 from mmpipe.runs import Run, create_run, describe_factory, open_run
+from mmpipe.runs.circumstances import code_folder, git_state, machine
 from mmpipe.runs.lock import training
 from mmpipe.shards import Rows
 from mmpipe.shards.root import place_of
@@ -39,7 +42,9 @@ from mmpipe.train.callbacks import Callback
 from mmpipe.train.classes import check_classes, known_classes
 from mmpipe.train.compiling import compile_parts
 from mmpipe.train.distributed import from_rank_0
+from mmpipe.train.embed import check_features
 from mmpipe.train.evaluate import fields_of, tasks_of
+from mmpipe.train.from_record import how_to_go_on
 from mmpipe.train.inputs import check_batches, check_inputs
 from mmpipe.train.loop import Loop
 from mmpipe.train.optimizer import OptimizerFactory, SchedulerFactory, name_of_factory
@@ -180,6 +185,7 @@ class Trainer:
             if not isinstance(epoch, int) or epoch < 0:
                 raise ConfigError(f'Trainer(unfreeze={{{epoch!r}: ...}}): an epoch is a whole number from 0 on.')
             check_freeze(layers)
+        object.__setattr__(self, '_made_at', _caller())
         wrong = [each for each in self.callbacks if not isinstance(each, Callback)]
         if wrong:
             raise ConfigError(f'Trainer(callbacks=[{wrong[0]!r}]): derive it from mmpipe.train.Callback.')
@@ -264,7 +270,7 @@ class Trainer:
             model = built(factory, args, device=train.device)
             wanted = tasks_of(model, tasks)
             fields = self._check_fields(model, wanted, train, val)
-            if val is not None:
+            if val is not None and resume in (None, 'auto'):  # else they were compared when it began
                 known = known_classes(None if isinstance(factory, TransferFactory) else parent)
                 check_classes(wanted, train.rows, val.rows, known=known, allow=allow_unseen)
             description = self._description(record, wanted, train)
@@ -283,9 +289,11 @@ class Trainer:
             if self.compile:
                 compile_parts(model, mode=None if self.compile is True else str(self.compile))
             if run is None:
-                run = self._start(name, description, reason, val, lineage)
+                run = self._start(name, description, reason, train, val, lineage)
             with training(run) if world()[0] == 0 else nullcontext():
-                _keep_rows(run, train.rows)
+                _keep_rows(run, 'train', train.rows)
+                if val is not None:
+                    _keep_rows(run, 'val', val.rows)
                 train = train.fresh(fields=fields)
                 val = val.fresh(fields=fields) if val is not None else None
                 return Loop(self, run, model, wanted, train, val).train()
@@ -307,6 +315,20 @@ class Trainer:
             if self.unfreeze is None
             else {str(key): self.unfreeze[key] for key in sorted(self.unfreeze)},
         }
+
+    def sources(self) -> dict[str, str]:
+        """{setting: where its value comes from}: 'default', or file and line where this configuration was made.
+
+        >>> Trainer(epochs=3).sources()['lr']
+        'default'
+        """
+        given = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            same = value is field.default or (type(value) is type(field.default) and value == field.default)
+            if field.name not in OUTSIDE:
+                given[field.name] = 'default' if same else self._made_at  # type: ignore[attr-defined]
+        return given
 
     def _check_loaders(self, train: DataLoader, val: DataLoader | None) -> None:
         for what, loader in (('train', train), ('val', val)):
@@ -340,6 +362,7 @@ class Trainer:
                         f'{", ".join(loader.fields)} of snapshot {snapshot.id} in {snapshot.root!r}. Add the field to '
                         f'fields= of mm.snapshot or of the loader, or leave out its encoder or task.'
                     )
+            check_features(model, loader.rows)
             for task in tasks:
                 task.check(loader.rows, what=what)
             check_inputs(model, loader.fresh(fields=fields), what=what)
@@ -388,18 +411,25 @@ class Trainer:
         name: str,
         description: dict[str, Any],
         reason: str | None,
+        train: DataLoader,
         val: DataLoader | None,
         lineage: dict[str, Any] | None,
     ) -> Run:
         if world()[0] > 0:
             return open_run(from_rank_0(''))
+        going_on = how_to_go_on(self, {'train': train, 'val': val})
+        cannot = {'rebuild': reason, 'resume': going_on.pop('reason')}
         run = create_run(
             name,
             {
                 **description,
+                **going_on,
+                'sources': self.sources(),
+                'git': git_state(code_folder(description['factory'])),
+                'machine': machine(device_name(train.device)),
                 'val_rows': len(val.rows) if val is not None else 0,
                 'val_split': _split_of(val.rows) if val is not None else None,
-                'cannot': {} if reason is None else {'rebuild': reason},
+                'cannot': {what: why for what, why in cannot.items() if why is not None},
                 'parent': lineage,
                 'metrics': {},
             },
@@ -409,13 +439,25 @@ class Trainer:
         return run
 
 
-def _keep_rows(run: Run, rows: Rows) -> None:
-    """Store which rows a run is trained on; also of a run that was killed before it came to that."""
-    file = run.path / 'train_rows.npy'
+def _keep_rows(run: Run, what: str, rows: Rows) -> None:
+    """Store which rows a run is trained or measured on; also of a run that was killed before it came to that."""
+    file = run.path / f'{what}_rows.npy'
     if world()[0] == 0 and not file.is_file():
         content = io.BytesIO()
         np.save(content, np.sort(rows.hashes), allow_pickle=False)
         write_bytes(file, content.getbuffer())
+
+
+def _caller() -> str:
+    """Who makes a configuration: 'file:line' of the first frame that is neither ours nor the standard library's."""
+    frame: Any = sys._getframe(1)
+    inside = (__file__, dataclasses.__file__, '<string>')
+    while frame.f_back is not None and frame.f_code.co_filename in inside:
+        frame = frame.f_back
+    file = Path(frame.f_code.co_filename)
+    with contextlib.suppress(ValueError):
+        file = file.relative_to(Path.cwd())
+    return f'{file}:{frame.f_lineno}'
 
 
 def _split_of(rows: Rows) -> str:
@@ -484,5 +526,5 @@ def _recorded(snapshot: Any) -> dict[str, Any]:
     """How a run names what it was trained on; of a mixture, each snapshot too, so that none is collected."""
     parts = getattr(snapshot, 'parts', None)
     if parts is None:
-        return {'id': snapshot.id, 'root': place_of(snapshot.root)}
+        return {'id': snapshot.id, 'root': place_of(snapshot.root), 'versions': snapshot.versions}
     return {'id': snapshot.id, 'root': snapshot.root, 'parts': {name: _recorded(part) for name, part in parts.items()}}

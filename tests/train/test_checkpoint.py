@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import shutil
-import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -160,53 +156,3 @@ def test_the_best_is_found_again_by_its_metric(tmp_path):
     with pytest.raises(RunError, match='no checkpoint of step 3; it has 2, 4'):
         run.checkpoint(3)
     assert score_of({'a.b': {'f1': 0.5}}, 'a.b.f1') == 0.5  # a task may have a point in its name
-
-
-def save_until_killed(run, width):
-    model, optimizer, parts = made(width)
-    number = 1
-    while True:
-        number += 1
-        step(model, parts, optimizer)
-        save_checkpoint(run, model, optimizer, {'step': number}, parts=parts)
-
-
-def killed_saves(folder, count, seed):
-    """How many of `count` processes, killed while they saved, left a checkpoint that loads: the old or the new one."""
-    rng, right, finished = random.Random(seed), 0, set()
-    for number in range(count):
-        run = run_of(folder / str(number))
-        width = rng.choice((4, 64, 256))
-        model, optimizer, parts = made(width)
-        save_checkpoint(run, model, optimizer, {'step': 1}, parts=parts)
-        child = os.fork()
-        if child == 0:
-            try:
-                torch.set_num_threads(1)
-                save_until_killed(run, width)
-            finally:
-                os._exit(1)
-        deadline = time.monotonic() + 20
-        while number % 2 and max(run.checkpoints()) == 1 and time.monotonic() < deadline:
-            time.sleep(0.002)  # every second one is killed when it has saved before
-        time.sleep(rng.uniform(0.0, 0.06))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        found = open_run(run).checkpoints()
-        newest = found[max(found)]
-        state = load_checkpoint(run, newest, model, optimizer, parts=parts)
-        right += state['step'] == max(found) == json.loads((newest / 'checkpoint.json').read_text())['about']['step']
-        finished.add(max(found))
-    assert max(finished) > 1  # some were killed later than others
-    return right
-
-
-def test_a_kill_while_saving_leaves_the_old_or_the_new_one(tmp_path):
-    assert killed_saves(tmp_path, 8, seed=0) == 8
-
-
-@pytest.mark.slow
-def test_a_hundred_kills_while_saving_leave_the_old_or_the_new_one(tmp_path):
-    found = killed_saves(tmp_path, 100, seed=1)
-    print(f'save_kills_ok {found} of 100')
-    assert found == 100

@@ -98,7 +98,7 @@ def test_the_record_says_what_was_trained_on_what(shop, trainer):
     assert run.id == record['id'] == 'demo/0001'
     assert record['factory']['qualname'] == 'build'
     assert record['factory']['args'] == {'hidden': 8}
-    assert record['snapshot'] == {'id': shop.id, 'root': shop.root}
+    assert record['snapshot'] == {'id': shop.id, 'root': shop.root, 'versions': {}}
     assert record['rows']['train'] == len(train.rows)
     assert record['trainer']['lr'] == 3e-3
     assert record['parent'] is None

@@ -90,6 +90,10 @@ class Standardise:
         self.takes_lengths = takes_lengths
         self._sent: dict[tuple[torch.device, torch.dtype], tuple[torch.Tensor, torch.Tensor]] = {}
 
+    def made_by(self) -> tuple[type[Standardise], dict[str, Any]]:
+        """See `mmpipe.runs.described`."""
+        return Standardise, {'mean': self.mean, 'std': self.std, 'takes_lengths': self.takes_lengths}
+
     def __repr__(self) -> str:
         return f'Standardise(shape={list(self.mean.shape)}, takes_lengths={self.takes_lengths})'
 
