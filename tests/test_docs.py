@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 import mmpipe as mm
+from mmpipe.errors import DataError
 from mmpipe.shards import Block, Field, write_snapshot
 
 ROOT = Path(__file__).parents[1]
@@ -33,3 +36,39 @@ def test_names_of_the_library_are_there() -> None:
         assert getattr(mm.sampling, name)
     for path in set(re.findall(r'`(mmpipe/[\w/.]+)`', LOADING)):
         assert (ROOT / path).exists()
+
+
+def test_parts_of_your_own_train_as_they_stand(tmp_path: Path) -> None:
+    import numpy as np
+    import torch
+    from torch import nn
+
+    from mmpipe.models.contract import InputSpec
+
+    training = (ROOT / 'docs' / 'training.md').read_text(encoding='utf-8')
+    (code,) = (block for block in re.findall(r'```python\n(.*?)```', training, re.DOTALL) if 'class Gated' in block)
+    names = {'mm': mm, 'nn': nn, 'torch': torch, 'InputSpec': InputSpec}
+    exec(code, names)
+    fields = [
+        Field(name='mel', kind='tensor', dtype='float32', shape=(8, 20)),
+        Field(name='size', kind='scalar', dtype='float32'),
+        Field(name='kind', kind='label', vocabulary=('a', 'b')),
+    ]
+    draw = np.random.default_rng(0)
+    columns = {
+        'mel': [None if i % 3 == 0 else draw.normal(size=(8, 20)).astype('float32') for i in range(8)],
+        'size': [float(i) for i in range(8)], 'kind': ['ab'[i % 2] for i in range(8)],
+    }  # fmt: skip
+    block = Block(keys=[str(i) for i in range(8)], columns=columns, splits=['train'] * 8)
+    rows = write_snapshot(tmp_path / 'shards', fields, block).split('train')
+
+    def build(n_mels: int) -> nn.Module:
+        return mm.MultitaskModel(
+            encoders={'mel': names['Bands'](n_mels), 'size': mm.encoders.vector(1, 16)},
+            tasks=[mm.classification('kind', 2)], fusion=names['Gated']([32, 16], 8), modality_dropout=0.1,
+        )  # fmt: skip
+
+    trainer, loader = mm.Trainer(runs=tmp_path / 'runs'), mm.DataLoader(rows, batch_size=4, device='cpu')
+    assert trainer.fit(build, loader, args={'n_mels': 8}).status == 'finished'
+    with pytest.raises(DataError, match=r'Bands: it takes a spectrogram: float \[9, \*\], and is given .* \[8, 20\]'):
+        trainer.fit(build, loader, args={'n_mels': 9})

@@ -54,8 +54,8 @@ def initialise(module: M, *, activation: str | nn.Module = 'linear') -> M:
         ConfigError: another activation.
 
     >>> layer = initialise(nn.Linear(1000, 1000), activation='relu')
-    >>> round(float(layer.weight.detach().var() * 1000), 1), float(layer.bias.abs().sum())
-    (2.0, 0.0)
+    >>> round(float(layer.weight.detach().var() * 1000), 1), bool(layer.bias.any())
+    (2.0, False)
     """
     last = activation_of(activation)
     if last is None:
@@ -130,7 +130,7 @@ def _measured_gain(activation: str) -> float:
 
 def _followers(module: nn.Module) -> Iterator[tuple[int, tuple[str, float]]]:
     """(id of a layer, the activation that follows it), of layers in sequences; outer sequences see more, so last."""
-    for sequence in reversed([part for part in module.modules() if type(part) is nn.Sequential]):
+    for sequence in reversed([part for part in module.modules() if _is_sequence(part)]):
         layers = list(_flat(sequence))
         for position, layer in enumerate(layers):
             for after in layers[position + 1 :]:
@@ -141,9 +141,14 @@ def _followers(module: nn.Module) -> Iterator[tuple[int, tuple[str, float]]]:
                     break
 
 
-def _flat(sequence: nn.Sequential) -> Iterator[nn.Module]:
+def _is_sequence(module: nn.Module) -> bool:
+    """Also of a class derived from it, such as torchvision's Conv2dNormActivation, which goes through it as it does."""
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+
+
+def _flat(sequence: Any) -> Iterator[nn.Module]:
     for child in sequence:
-        if type(child) is nn.Sequential:
+        if _is_sequence(child):
             yield from _flat(child)
         else:
             yield child

@@ -20,24 +20,25 @@ class UnseenClassWarning(UserWarning):
 
 
 def check_classes(
-    tasks: Sequence[Task], train: Rows, val: Rows, *, known: dict[str, int] | None = None
+    tasks: Sequence[Task], train: Rows, val: Rows, *, known: dict[str, int] | None = None, allow: bool = False
 ) -> dict[str, list[int]]:
     """Look for classes that only validation rows have.
 
-    Of one class per row, such a class makes every one of its rows wrong, whatever is learned: that is an error. Of
-    several labels per row, the others of such a row still count: that is told.
+    Of one class per row, such a class makes every one of its rows wrong, whatever is learned: that is an error, unless
+    it is allowed. Of several labels per row, the others of such a row still count: that is told.
 
     Args:
         tasks: what is learned.
         train: rows to train on.
         val: rows to evaluate on.
         known: {task: how many of its first classes a model has learned before}, on other rows.
+        allow: tell in any case, and refuse nothing.
 
     Returns:
-        {task: classes that only validation rows have}, of several labels per row; only where there are any.
+        {task: classes that only validation rows have}; only where there are any.
 
     Raises:
-        LabelError: a class per row that only validation rows have; names task, class and rows.
+        LabelError: a class per row that only validation rows have, and `allow` is false; names task, class and rows.
 
     Warns:
         UnseenClassWarning: as above.
@@ -51,8 +52,8 @@ def check_classes(
     Traceback (most recent call last):
     ...
     mmpipe.errors.LabelError: Task 'kind': no training row has class 'dog', which 1 validation row has ('a').
-    Give the class training rows (mm.stratify splits every label over all splits), or leave its rows out of the
-    validation: rows.take(...).
+    Give the class training rows (mm.stratify splits every label over all splits), leave its rows out of the validation
+    (rows.take), or pass allow_unseen=True to fit to count them as wrong.
     """
     unseen: dict[str, list[int]] = {}
     for task in tasks:
@@ -71,13 +72,13 @@ def check_classes(
             f'Task {task.name!r}: no training row has class {names}{more}, which {rows} validation '
             f'{"row has" if rows == 1 else "rows have"} ({keys}{", ..." if rows > SHOWN else ""}).'
         )
-        if isinstance(task, Classification):
+        if isinstance(task, Classification) and not allow:
             raise LabelError(
-                f'{found} Give the class training rows (mm.stratify splits every label over all splits), or leave its '
-                f'rows out of the validation: rows.take(...).'
+                f'{found} Give the class training rows (mm.stratify splits every label over all splits), leave its '
+                f'rows out of the validation (rows.take), or pass allow_unseen=True to fit to count them as wrong.'
             )
         warnings.warn(
-            f'{found} It stays at what the model began with. mm.stratify splits every label over all splits.',
+            f'{found} Nothing is learned of it. mm.stratify splits every label over all splits.',
             UnseenClassWarning,
             stacklevel=4,
         )

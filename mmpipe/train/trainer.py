@@ -201,6 +201,7 @@ class Trainer:
         resume: str | os.PathLike[str] | Run | None = None,
         continue_from: str | os.PathLike[str] | Run | None = None,
         name: str | None = None,
+        allow_unseen: bool = False,
     ) -> Run:
         """Train a model and record how.
 
@@ -222,6 +223,7 @@ class Trainer:
                 the old rows, they would tie the new run to more of the old one than its weights, and its
                 parameters need not be the same. `warmup` softens the start.
             name: of the run; the last part of the snapshot's root when None.
+            allow_unseen: train although a class has validation rows and no training row; its rows count as wrong.
 
         Returns:
             The run, finished.
@@ -229,14 +231,14 @@ class Trainer:
         Raises:
             ConfigError: arguments that exclude each other, or loaders that do not fit.
             DataError, LabelError: fields or labels that do not fit their encoders and tasks, or a class that only
-                validation rows have; before any training.
+                validation rows have (unless `allow_unseen`); before any training.
             TrainError: nothing to train, or a loss that is no longer finite.
             RunError: nothing to resume or continue from, or another process trains the run.
             KeyboardInterrupt: Ctrl-C; the first after the running step, with a checkpoint, the second at once.
 
         Warns:
             InputWarning: images are normalised otherwise than the weights of their encoder want.
-            UnseenClassWarning: of several labels per row, one that only validation rows have.
+            UnseenClassWarning: a class that only validation rows have, where that is allowed; or one of several labels.
 
         >>> import tempfile
         >>> import mmpipe as mm
@@ -270,7 +272,7 @@ class Trainer:
             fields = self._check_fields(model, wanted, train, val)
             if val is not None and resume in (None, 'auto'):  # else they were compared when it began
                 known = known_classes(None if isinstance(factory, TransferFactory) else parent)
-                check_classes(wanted, train.rows, val.rows, known=known)
+                check_classes(wanted, train.rows, val.rows, known=known, allow=allow_unseen)
             description = self._description(record, wanted, train)
             run = self._run_to_resume(resume, name, description, parent)
             model.to(train.device)

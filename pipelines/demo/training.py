@@ -75,6 +75,7 @@ def fit(
         name=name,
         continue_from=continue_from,
         resume='auto',
+        allow_unseen=True,  # splits go by a hash, and a category of somebody's own media may have few items
     )
 
 

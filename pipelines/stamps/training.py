@@ -81,6 +81,7 @@ def train(
         args={task: list(snapshot.fields[task].vocabulary or ()) for task in TASKS},
         continue_from=continue_from,
         resume='auto',
+        allow_unseen=True,  # splits go by a hash, and some kinds have few series
     )
 
 

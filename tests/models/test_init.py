@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import Conv2dNormActivation
 
 from mmpipe.errors import ConfigError
 from mmpipe.models import MultitaskModel, encoders, initialise
@@ -63,6 +64,8 @@ def test_each_type_of_layer_gets_what_its_paper_says():
     ):  # fmt: skip
         assert float(layer.weight.detach().var()) == pytest.approx(variance, rel=0.1)
         assert not layer.bias.any()
+    derived = initialise(Conv2dNormActivation(128, 64, 3), activation='linear')  # its ReLU counts
+    assert float(derived[0].weight.detach().var()) == pytest.approx(2 / (128 * 9), rel=0.1)
 
 
 def test_recurrent_layers_attention_and_transformers_have_rules_of_their_own():

@@ -37,8 +37,12 @@ def test_a_class_that_only_validation_rows_have_is_refused_before_a_run_is_made(
     with pytest.raises(LabelError, match=rf"'kind'.*no training row has class 'hat', which \d+ .*'{key}'.*stratify"):
         Trainer(runs=tmp_path / 'runs').fit(build, loader(train), loader(val))
     assert not (tmp_path / 'runs').exists()
+    # The ways out that the message names.
     run = Trainer(runs=tmp_path / 'runs').fit(build, loader(train), loader(without(val, 'kind', 1)))
-    assert run.status == 'finished'  # and so is the way out that the message names
+    assert run.status == 'finished'
+    with pytest.warns(UnseenClassWarning, match="class 'hat'"):
+        run = Trainer(runs=tmp_path / 'runs').fit(build, loader(train), loader(val), allow_unseen=True)
+    assert run.metrics['kind']['n'] == valid.sum()
 
 
 def test_a_class_that_no_row_has_and_one_that_only_training_rows_have_are_fine(shop):

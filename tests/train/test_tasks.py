@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from shop_snapshot import KINDS, TAGS
 
-from mmpipe.errors import ConfigError, LabelError, RunError, TrainError
+from mmpipe.errors import ConfigError, DataError, LabelError, RunError, TrainError
 from mmpipe.shards import Block, Field, write_snapshot
 from mmpipe.train import classification, multilabel, regression, task_from_json
 
@@ -76,6 +76,25 @@ def test_a_field_of_another_kind_is_refused(shop):
     for task in (classification('note', 3), regression('kind'), multilabel('kind', 3), classification('title', 3)):
         with pytest.raises(ConfigError, match='is of kind'):
             task.check(shop.rows(), what='train')
+
+
+def test_labels_that_do_not_fit_are_named_with_what_is_expected_and_what_to_do(shop, tmp_path):
+    fields = [
+        Field(name='grade', kind='scalar', dtype='float32'),
+        Field(name='hot', kind='tensor', dtype='uint8', shape=(3,)),
+    ]
+    columns = {'grade': [1.0, 2.5], 'hot': [np.array([0, 1, 0], np.uint8), np.array([0, 2, 0], np.uint8)]}
+    rows = write_snapshot(tmp_path, fields, Block(keys=['a', 'b'], columns=columns)).rows()
+    for task, error, message in (
+        (classification('grade', 3), LabelError, r"'grade': row 'b' of the train .* = 2.5, .*from 0 to 2. Correct"),
+        (multilabel('hot', 3), LabelError, r"'hot': row 'b' .*\[0, 2, 0\], which is not 0 or 1 for each of 3 classes"),
+        (multilabel('hot', 4), ConfigError, r"'hot'.*tensor \[3\].*multilabel takes several labels, or a tensor \[4\]"),
+        (regression('hot'), ConfigError, r"'hot' is of kind 'tensor', and regression takes a number\. Declare"),
+        (classification('hot', 3), ConfigError, r"'hot' is of kind 'tensor', and classification takes a label or an"),
+        (regression('cost'), DataError, r"'cost' is learned from field 'cost', which snapshot .* has grade, hot\. Add"),
+    ):  # fmt: skip
+        with pytest.raises(error, match=message):
+            task.check(rows, what='train')
 
 
 def test_a_task_without_any_label_is_refused_for_training_only(shop):

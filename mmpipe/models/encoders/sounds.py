@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import nn
 
@@ -141,6 +139,7 @@ class WaveformEncoder(nn.Module):
             lengths = (lengths + 1) // 2 if number else lengths
         return values.mean(2).transpose(1, 2), lengths
 
+    @torch.compiler.disable  # inductor of torch 2.14 fails on a Fourier transform and maps of any length
     def forward(self, waves: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """[B, L], int64 [B] in samples -> [B, out_features]."""
         features, lengths = self.forward_features(waves, lengths)
@@ -179,7 +178,7 @@ class LogMelSpectra(nn.Module):
     def forward(self, waves: torch.Tensor) -> torch.Tensor:
         """[B, L] -> float32 [B, n_mels, T], one frame per hop or part of it."""
         hop = self.settings.hop
-        frames = max(1, math.ceil(waves.shape[1] / hop))
+        frames = (waves.shape[1] + hop - 1) // hop
         with torch.autocast(waves.device.type, enabled=False):  # a Fourier transform wants float32
             padded = nn.functional.pad(waves.float(), (0, frames * hop - waves.shape[1]))
             spectra = torch.stft(
