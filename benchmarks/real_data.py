@@ -72,7 +72,7 @@ def trained(
         checkpoint_seconds=None, **how,
     )  # fmt: skip
     measured = mm.DataLoader(val, batch_size=256, device='cpu', transforms=transforms)
-    run = trainer.fit(build, loader, measured, name='bench')
+    run = trainer.fit(build, loader, measured, name='bench', allow_unseen=True)
     shutil.rmtree(run.path)
     return run
 

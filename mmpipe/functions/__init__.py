@@ -6,6 +6,7 @@
     document  document_chunks, document_text
     text      embed_text, embed_passage    static vectors of texts, and of a document's chunks; no torch
     tabular   parse_number, ratio, log1p, hash_bucket
+    predict   predict, predict_vector      what a run's model says of a row; see `mmpipe.functions.predictions`
     split     split_of                     train, val or test from a stable hash of the group key
 
 Importing this imports Pixeltable, and no torch. A null in gives a null out, and is not counted.
@@ -21,6 +22,7 @@ from mmpipe.functions.caching import cached
 from mmpipe.functions.counting import counted, counts, reset
 from mmpipe.functions.document import document_chunks, document_text
 from mmpipe.functions.image import embed_image, pixels
+from mmpipe.functions.predictions import predict, predict_vector
 from mmpipe.functions.split import split_of
 from mmpipe.functions.tabular import hash_bucket, log1p, parse_number, ratio
 from mmpipe.functions.text import embed_passage, embed_text
@@ -42,6 +44,8 @@ __all__ = [
     'mean_pool',
     'parse_number',
     'pixels',
+    'predict',
+    'predict_vector',
     'ratio',
     'reset',
     'split_of',

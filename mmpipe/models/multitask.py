@@ -148,6 +148,15 @@ class MultitaskModel(nn.Module):
         Raises:
             DataError: an input field is not in the batch.
         """
+        fused = self.fused(batch)
+        return {task.name: self.heads[slot(task.name)](fused) for task in self.tasks}
+
+    def fused(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """What all modalities of a row are together, before the heads: `[B, fusion.out_features]`.
+
+        Args:
+            batch: as for `forward`.
+        """
         features = []
         takes_mask = getattr(self.fusion, 'takes_mask', False)
         kept = self._kept(batch) if self.training and self.modality_dropout else None
@@ -158,10 +167,8 @@ class MultitaskModel(nn.Module):
             features.append(value)
         if takes_mask:
             there = self._there(batch)
-            fused = self.fusion(features, there if kept is None else there & kept)
-        else:
-            fused = self.fusion(features)
-        return {task.name: self.heads[slot(task.name)](fused) for task in self.tasks}
+            return self.fusion(features, there if kept is None else there & kept)
+        return self.fusion(features)
 
     def features(self, batch: Mapping[str, Any]) -> dict[str, tuple[np.ndarray, torch.Tensor]]:
         """What the encoders make of a batch: {field: (positions of the rows that have it, features of these)}.

@@ -34,6 +34,7 @@ from mmpipe.models.weights_file import put_weights
 from mmpipe.runs import Run, create_run, describe_factory, open_run
 from mmpipe.runs.circumstances import code_folder, git_state, machine
 from mmpipe.runs.lock import training
+from mmpipe.runs.served import stored_fields
 from mmpipe.shards import Rows
 from mmpipe.shards.root import place_of
 from mmpipe.train.balancing import Balancing, check_balancing, name_of
@@ -289,7 +290,8 @@ class Trainer:
             if self.compile:
                 compile_parts(model, mode=None if self.compile is True else str(self.compile))
             if run is None:
-                run = self._start(name, description, reason, train, val, lineage)
+                inputs = getattr(model, 'inputs', None)
+                run = self._start(name, description, reason, train, val, lineage, inputs=inputs)
             with training(run) if world()[0] == 0 else nullcontext():
                 _keep_rows(run, 'train', train.rows)
                 if val is not None:
@@ -414,6 +416,8 @@ class Trainer:
         train: DataLoader,
         val: DataLoader | None,
         lineage: dict[str, Any] | None,
+        *,
+        inputs: list[str] | None,
     ) -> Run:
         if world()[0] > 0:
             return open_run(from_rank_0(''))
@@ -424,6 +428,8 @@ class Trainer:
             {
                 **description,
                 **going_on,
+                'fields': stored_fields(train.rows),
+                'model_inputs': inputs,
                 'sources': self.sources(),
                 'git': git_state(code_folder(description['factory'])),
                 'machine': machine(device_name(train.device)),
