@@ -4,9 +4,17 @@
                            model, optimizer, batches and losses, rows in memory, steps of some 20 ms
 `fabric_overhead`, `accelerate_overhead`   the same of Lightning Fabric and Accelerate around the loop by hand, where
                            they are installed
-`bf16_speedup`             steps per second of a ResNet in bf16 over float32
+`bf16_speedup`             steps per second of a ResNet in bf16 over float32, on a CPU that has avx512_bf16
 `multitask_cost_ratio`     seconds of a step with five tasks over one, the higher of a frozen and a trainable encoder
 `multitask_memory_ratio`   the same of the bytes that a step saves for its backward pass
+`checkpointing_memory_saved`     share of a step's saved bytes that activation checkpointing per block leaves out, of a
+                           transformer of 12 blocks (`..._selective`: products of matrices and attention stay);
+                           gradients are compared and must be equal
+`cached_features_speedup`  seconds of an epoch through a frozen ResNet over one on its features (`mm.embed`), whose
+                           validation metrics must be the same; an epoch on features with its evaluation
+`resume_kills_bitwise`     of 100 SIGKILLs at random steps of one training with augmentation, dropout, accumulation and
+                           two worker processes: share of its losses that equal those of one that was never killed
+`save_kills_ok`            of 100 processes killed while they save: those that left the old checkpoint or the new one
 
     python benchmarks/training.py [--quick] [--repeats N] [--json] [--out DIR]
 
@@ -17,6 +25,9 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
+import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -33,6 +44,7 @@ sys.path.insert(0, str(HERE))
 sys.path.insert(0, str(HERE.parent))
 
 from harness import Bench  # noqa: E402
+from techniques import HAS_BF16, batch_of, images_snapshot, transformer  # noqa: E402
 
 import mmpipe as mm  # noqa: E402
 from mmpipe.models import BareModel  # noqa: E402
@@ -41,6 +53,7 @@ from mmpipe.train import Callback  # noqa: E402
 from mmpipe.train.balancing import Balancing  # noqa: E402
 from mmpipe.train.optimizer import make_optimizer  # noqa: E402
 from mmpipe.train.random_numbers import borrowed_generators, seed_generators  # noqa: E402
+from mmpipe.train.recompute import forget_blocks, saved_bytes  # noqa: E402
 from mmpipe.train.step import Stepper  # noqa: E402
 from mmpipe.train.strategy import Replicated  # noqa: E402
 
@@ -49,6 +62,10 @@ WANTED = {
     'bf16_speedup': 'at least 1.3, on a CPU with avx512_bf16',
     'multitask_cost_ratio': 'below 1.3',
     'multitask_memory_ratio': 'below 1.3',
+    'checkpointing_memory_saved': 'at least 0.35',
+    'cached_features_speedup': 'at least 20',
+    'resume_kills_bitwise': '1, of 100 kills',
+    'save_kills_ok': '100 of 100',
 }
 FEATURES, CLASSES, BATCH = 512, 10, 128
 WARM, STEPS = 10, 60
@@ -263,6 +280,87 @@ def multitask(steps: int) -> dict[str, tuple[float, str]]:
     return found
 
 
+def checkpointing() -> dict[str, tuple[float, str]]:
+    """Bytes that a forward pass leaves for the backward pass, and gradients, with and without."""
+    saved, gradients = {}, {}
+    for name, chosen in (('plain', False), ('blocks', True), ('selective', 'matmuls')):
+        torch.manual_seed(0)
+        tasks = [mm.classification('t0', CLASSES)]
+        model = transformer(tasks).train()
+        if chosen:
+            forget_blocks(model, chosen)
+        batch = batch_of(tasks)
+
+        def forward(model: Any = model, batch: Any = batch) -> torch.Tensor:
+            torch.manual_seed(1)  # of dropout behind the fusion
+            return nn.functional.cross_entropy(model(batch)['t0'], batch['t0'])
+
+        saved[name] = saved_bytes(forward)
+        forward().backward()
+        gradients[name] = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    for name in ('blocks', 'selective'):
+        if not all(torch.equal(a, b) for a, b in zip(gradients[name], gradients['plain'], strict=True)):
+            raise ValueError(f'activation checkpointing ({name}) changes gradients')
+    return {
+        'checkpointing_memory_saved': (1 - saved['blocks'] / saved['plain'], 'of the saved bytes'),
+        'checkpointing_memory_saved_selective': (1 - saved['selective'] / saved['plain'], 'of the saved bytes'),
+    }
+
+
+class Epochs(Callback):
+    """When epochs ended."""
+
+    def __init__(self) -> None:
+        self.at: list[float] = []
+
+    def on_epoch(self, run: Any, epoch: int, metrics: Any) -> None:
+        self.at.append(time.perf_counter())
+
+
+def resnet_model() -> nn.Module:
+    return mm.MultitaskModel(
+        encoders={'photo': mm.encoders.timm('resnet18')}, tasks=[mm.classification('kind', CLASSES)]
+    )
+
+
+def cached(folder: Path, rows_count: int) -> dict[str, tuple[float, str]]:
+    """The same heads on the same rows, through the frozen encoder and on its features."""
+    rows, runs = images_snapshot(folder / f'images{rows_count}', rows_count), folder / 'runs'
+    base = mm.Trainer(max_steps=1, runs=runs).fit(resnet_model, mm.DataLoader(rows, batch_size=64, device='cpu'))
+    took, metrics = {}, {}
+    for name in ('through', 'cached'):
+        given = mm.embed(base, mm.DataLoader(rows, batch_size=64, device='cpu'), folder=folder / 'features')
+        chosen = given if name == 'cached' else rows
+        train = mm.DataLoader(chosen, batch_size=64, shuffle=True, seed=1, device='cpu')
+        epochs = Epochs()
+        trainer = mm.Trainer(epochs=3, runs=runs, callbacks=[epochs], checkpoint_seconds=None)
+        tasks = [mm.classification('kind', CLASSES)]
+        factory = mm.transfer(base, tasks=tasks, cached=name == 'cached')
+        run = trainer.fit(factory, train, mm.DataLoader(chosen, batch_size=64, device='cpu'), name=name)
+        took[name] = (epochs.at[-1] - epochs.at[0]) / 2
+        metrics[name] = run.metrics['kind']
+    if abs(metrics['cached']['loss'] - metrics['through']['loss']) > 1e-3 * metrics['through']['loss']:
+        raise ValueError(f'features train something else: {metrics}')
+    return {'cached_features_speedup': (took['through'] / took['cached'], 'ratio')}
+
+
+def kills(count: int) -> dict[str, tuple[float, str]]:
+    """See `training_kills.py`."""
+    found = {}
+    for what in ('steps', 'saves'):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, str(HERE / 'training_kills.py'), what, str(count), '1', folder]
+            environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+        found[what] = json.loads(done.stdout)
+    steps, saves = found['steps'], found['saves']
+    bitwise = steps['equal'] / steps['lines'] if all(steps['files'].values()) else 0.0
+    return {
+        'resume_kills_bitwise': (bitwise, f'of the losses after {steps["kills"]} kills'),
+        'save_kills_ok': (saves['right'], f'of {saves["kills"]}'),
+    }
+
+
 def precision(steps: int) -> dict[str, tuple[float, str]]:
     return {'bf16_speedup': (resnet_steps('fp32', steps) / resnet_steps('bf16', steps), 'ratio')}
 
@@ -275,7 +373,7 @@ def main() -> None:
     rows_count = BATCH * (WARM + steps + 1)  # an epoch is longer than what is timed
     bench.notes = {
         'wanted': WANTED,
-        'avx512_bf16': 'avx512_bf16' in Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else None,
+        'bf16': HAS_BF16,
         'loops': {'rows': rows_count, 'features': FEATURES, 'batch': BATCH, 'steps': steps},
     }
     with tempfile.TemporaryDirectory() as folder, bench.recording():
@@ -283,11 +381,16 @@ def main() -> None:
         bench.compare(
             {
                 'loops': lambda: overhead(rows, steps, Path(folder) / 'runs'),
-                'precision': lambda: precision(max(steps // 6, 2)),
+                **({'precision': lambda: precision(max(steps // 6, 2))} if HAS_BF16 else {}),
                 'multitask': lambda: multitask(max(steps // 6, 2)),
             },
             repeats=7,
         )
+        rows_count = 64 if bench.quick else 512
+        bench.compare({'cached': lambda: cached(Path(folder), rows_count)}, repeats=5, warmup=False)
+        count = 1 if bench.quick else 100
+        once = {'checkpointing': checkpointing, 'kills': lambda: kills(count)}
+        bench.compare(once, repeats=1, warmup=False)
 
 
 if __name__ == '__main__':

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from training_noise import noisy
 
 import mmpipe as mm
 from mmpipe.runs import Run, create_run, open_run
@@ -67,11 +68,6 @@ def build() -> nn.Module:
         dropout=0.3,
         modality_dropout=0.2,
     )
-
-
-def noisy(values: np.ndarray) -> np.ndarray:
-    """A transform in Python, for which the loader starts worker processes."""
-    return np.clip(values.astype(np.int16) + random.randrange(-9, 10), 0, 255).astype(np.uint8)
 
 
 def train(rows: Any, runs: Path, epochs: int, told: Callable[[int], None]) -> Run:
