@@ -5,9 +5,11 @@ from mmpipe.models.rebuild import load_model
 from mmpipe.models.transfer import transfer
 from mmpipe.train.balancing import Balancing, Uncertainty
 from mmpipe.train.callbacks import Callback, StopTraining
+from mmpipe.train.classes import UnseenClassWarning
 from mmpipe.train.embed import embed
 from mmpipe.train.evaluate import evaluate, predict
 from mmpipe.train.from_record import resume_run
+from mmpipe.train.inputs import InputWarning
 from mmpipe.train.max_batch import MaxBatch, find_max_batch
 from mmpipe.train.recipes import continue_training, finetune, linear_probe
 from mmpipe.train.tracking import TensorBoard
@@ -16,11 +18,13 @@ from mmpipe.train.trainer import Trainer
 __all__ = [
     'Balancing',
     'Callback',
+    'InputWarning',
     'MaxBatch',
     'StopTraining',
     'TensorBoard',
     'Trainer',
     'Uncertainty',
+    'UnseenClassWarning',
     'classification',
     'continue_training',
     'embed',

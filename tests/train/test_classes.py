@@ -13,7 +13,7 @@ from mmpipe.errors import LabelError
 from mmpipe.models import MultitaskModel, encoders
 from mmpipe.shards import Block, Field, write_snapshot
 from mmpipe.train import Trainer, classification, multilabel
-from mmpipe.train.classes import UnseenClassWarning, check_classes, counts
+from mmpipe.train.classes import check_classes, counts
 
 
 def build(*, kinds=KINDS):
@@ -40,7 +40,7 @@ def test_a_class_that_only_validation_rows_have_is_refused_before_a_run_is_made(
     # The ways out that the message names.
     run = Trainer(runs=tmp_path / 'runs').fit(build, loader(train), loader(without(val, 'kind', 1)))
     assert run.status == 'finished'
-    with pytest.warns(UnseenClassWarning, match="class 'hat'"):
+    with pytest.warns(UserWarning, match="class 'hat'"):
         run = Trainer(runs=tmp_path / 'runs').fit(build, loader(train), loader(val), allow_unseen=True)
     assert run.metrics['kind']['n'] == valid.sum()
 
@@ -78,7 +78,7 @@ def test_a_new_class_that_continued_training_has_no_row_of_is_refused(tmp_path):
 def test_one_of_several_labels_is_told_and_not_refused(shop):
     task, val = multilabel('tags', TAGS), shop.split('val')
     train = without(shop.split('train'), 'tags', 0)
-    with pytest.warns(UnseenClassWarning, match=r"'tags': no training row has class 'old', which \d+ validation rows"):
+    with pytest.warns(UserWarning, match=r"'tags': no training row has class 'old', which \d+ validation rows"):
         assert check_classes([task], train, val) == {'tags': [0]}
     with warnings.catch_warnings():
         warnings.simplefilter('error')
