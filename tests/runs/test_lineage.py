@@ -45,7 +45,7 @@ def test_a_run_names_the_rows_snapshot_code_and_weights_of_itself_and_of_what_it
     _, snapshot, train, val, (first, second, _) = chain
     found = mm.lineage(second)
     assert [run.id for run in found.runs] == [second.id, first.id]
-    np.testing.assert_array_equal(found.rows(), np.sort([key_hash(key) for key in train.keys[:30]]).astype(np.uint64))
+    np.testing.assert_array_equal(found.rows(), np.array(sorted(map(key_hash, train.keys[:30])), dtype=np.uint64))
     behind, before = found.to_json()['behind']
     assert found.to_json()['rows'] == 30
     assert (behind['train_rows'], behind['val_rows'], behind['how']) == (20, len(val), f'continue of {first.id}')
