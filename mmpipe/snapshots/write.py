@@ -19,6 +19,7 @@ from mmpipe.shards.root import Moved, Root, place_of, root_of
 from mmpipe.snapshots.delta import Delta, Old, text_of
 from mmpipe.snapshots.describe import describe, grow_vocabularies, written_anew
 from mmpipe.snapshots.field import FieldSpec
+from mmpipe.snapshots.predicted import refuse_predictions
 from mmpipe.snapshots.read import PageRow, read_page
 from mmpipe.snapshots.view import Candidates, TrainingView, training_view
 from mmpipe.store import Rowid, Vector, pages, writer_lock
@@ -99,6 +100,7 @@ def snapshot(
     split: Any = None,
     full: bool = False,
     allow_stale: bool = False,
+    allow_predictions: bool = False,
     page_rows: int = 256,
     wait_s: float = 60.0,
     progress: Progress | None = None,
@@ -124,6 +126,7 @@ def snapshot(
             It repairs after changes that Pixeltable does not record, and queries with `order_by`, `limit` or `sample`
             need it, since whether a row is in them depends on others.
         allow_stale: take computed columns with rows that other code made, too.
+        allow_predictions: take fields that come from a column of `mm.functions.predict`, too.
         page_rows: rows read from Pixeltable at a time.
         wait_s: how long to wait for another writer of this root, in seconds.
         progress: called as `progress('snapshot', done, total, 'rows')`.
@@ -138,7 +141,7 @@ def snapshot(
         StaleColumnError: a column that a field, the filter or the split reads holds rows that other code, parameters,
             weights or inputs made; names table, column, rows and the command.
         SourceChangedError: a file was overwritten or removed since it was ingested; names rows and files.
-        SnapshotError: no rows, or a table that others keep writing.
+        SnapshotError: no rows, a table that others keep writing, or a field that a model of ours wrote.
         BusyError: another process is writing this root, for longer than `wait_s`, or others keep committing to it.
         ConfigError: a store that cannot keep two writers apart.
         ShardError: a store that cannot be read or written.
@@ -154,6 +157,8 @@ def snapshot(
     place.make_writable()
     moved = False
     view = training_view(query, fields, split, whole=full)
+    if not allow_predictions:
+        refuse_predictions(view)
     if not allow_stale:
         for table, columns in view.columns():
             refuse_stale(table, columns)

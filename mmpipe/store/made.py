@@ -79,9 +79,14 @@ def made_columns(table: Any) -> Iterator[Made]:
                 table=place,
                 column=name,
                 expression=str(expression),
-                calls=tuple(_calls(expression)),
+                calls=tuple(calls_of(expression)),
                 inputs=tuple(sorted(pair for pair in inputs if pair[1] in own.get(pair[0], ()))),
             )
+
+
+def calls_of(expression: Any) -> list[tuple[Any, dict[str, Any]]]:
+    """(function, constants by parameter name) of every function in an expression."""
+    return list(_calls(expression))
 
 
 def _calls(expression: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
