@@ -4,9 +4,9 @@
 names the rows, code and weights behind one, and the runs behind which a row lies.
 """
 
+from mmpipe.runs.behind import RowLineage, RunLineage, lineage
 from mmpipe.runs.compare import Comparison, compare
 from mmpipe.runs.factory import ChangedSourceWarning, describe_factory, find_factory, source_fingerprint
-from mmpipe.runs.lineage import RowLineage, RunLineage, lineage
 from mmpipe.runs.record import Run, create_run, list_runs, open_run, update_run
 from mmpipe.runs.table import RunTable, table
 
