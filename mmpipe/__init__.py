@@ -62,6 +62,8 @@ _WHERE: dict[str, str | None] = {
     'encoders': 'mmpipe.models',
     'initialise': 'mmpipe.models',
     'MultitaskModel': 'mmpipe.models',
+    'Lora': 'mmpipe.models',
+    'merge_lora': 'mmpipe.models',
     'BareModel': 'mmpipe.models',
     'classification': 'mmpipe.train',
     'multilabel': 'mmpipe.train',
@@ -106,9 +108,11 @@ if TYPE_CHECKING:
     from mmpipe.leaks import LeakReport as LeakReport
     from mmpipe.leaks import check_leaks as check_leaks
     from mmpipe.models import BareModel as BareModel
+    from mmpipe.models import Lora as Lora
     from mmpipe.models import MultitaskModel as MultitaskModel
     from mmpipe.models import encoders as encoders
     from mmpipe.models import initialise as initialise
+    from mmpipe.models import merge_lora as merge_lora
     from mmpipe.overview import status as status
     from mmpipe.plans import Plan as Plan
     from mmpipe.plans import apply as apply
