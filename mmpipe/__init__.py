@@ -48,6 +48,7 @@ _WHERE: dict[str, str | None] = {
     'Run': 'mmpipe.runs',
     'runs': None,
     'open_run': 'mmpipe.runs',
+    'lineage': 'mmpipe.runs',
     'MmpipeError': 'mmpipe.errors',
     # torch side
     'ShardDataset': 'mmpipe.data',
@@ -118,6 +119,7 @@ if TYPE_CHECKING:
     from mmpipe.plans import plan as plan
     from mmpipe.plans import retry as retry
     from mmpipe.runs import Run as Run
+    from mmpipe.runs import lineage as lineage
     from mmpipe.runs import open_run as open_run
     from mmpipe.shards import Rows as Rows
     from mmpipe.shards import Snapshot as Snapshot
