@@ -2,7 +2,7 @@
 
 scikit-learn's digits (1,797 scans of 8x8 pixels): a network learns to tell 0 to 6 apart from all their scans. Then 7,
 8 and 9 have to be told apart from a handful of examples each: by a new head on what is frozen, with more and more of
-the network trained on, by adapters in it, and by the same network from scratch. (Needs peft: `pip install mmpipe[lora]`.)
+the network trained on, by adapters in it (peft, of the extra `lora`), and by the same network from scratch.
 
     python examples/05_transfer.py [--quick]
 """
