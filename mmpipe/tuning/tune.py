@@ -115,9 +115,11 @@ def tune(
         failed: list[str] = []
         ended = 0
         for trial in _trials(study, trials, place):
-            cause = _take(study, trial, fit, base, space=space, goals=goals, folder=folder)
+            cause, enough = _take(study, trial, fit, base, space=space, goals=goals, folder=folder)
             ended += 1
             failed += [] if cause is None else [cause]
+            if enough:
+                break
         if failed and len(failed) == ended:
             raise TrainError(f'All {ended} trials of study {name!r} failed; the first with {failed[0]}')
     return study
@@ -141,11 +143,11 @@ def _take(
     space: Space,
     goals: Sequence[str],
     folder: Path,
-) -> str | None:
+) -> tuple[str | None, bool]:
     """Train a trial and tell the study.
 
     Returns:
-        Why it failed, or None.
+        Why it failed, or None; and whether the sampler has nothing more to try.
     """
     from optuna.trial import TrialState
 
@@ -167,13 +169,27 @@ def _take(
         seconds = reporting.seconds
         trial.set_user_attr('seconds', seconds)
         if trial.user_attrs.get('pruned'):
-            study.tell(trial, state=TrialState.PRUNED)
-        else:
-            study.tell(trial, [value_of(goal, run, seconds=seconds) for goal in goals])
+            return None, _tell(study, trial, state=TrialState.PRUNED)
+        found = [value_of(goal, run, seconds=seconds) for goal in goals]
     except Exception as error:  # noqa: BLE001  whatever it is, it is this trial's, and is kept with it
         cause = f'{type(error).__name__}: {error}'
         _log.warning('trial %d failed: %s', trial.number, cause)
         trial.set_user_attr('error', cause)
-        study.tell(trial, state=TrialState.FAIL)
-        return cause
-    return None
+        return cause, _tell(study, trial, state=TrialState.FAIL)
+    return None, _tell(study, trial, found)
+
+
+def _tell(study: optuna.Study, trial: optuna.Trial, *what: Any, **state: Any) -> bool:
+    """Tell the study how a trial ended.
+
+    Returns:
+        Whether the sampler asks to stop, as a grid does after its last point: outside of `Study.optimize`, which would
+        record a trial that Ctrl-C ended as failed, Optuna raises then, with the trial told.
+    """
+    try:
+        study.tell(trial, *what, **state)
+    except RuntimeError as error:
+        if 'Study.stop' not in str(error) or not study._storage.get_trial(trial._trial_id).state.is_finished():
+            raise
+        return True
+    return False
