@@ -48,6 +48,7 @@ _WHERE: dict[str, str | None] = {
     'Run': 'mmpipe.runs',
     'runs': None,
     'open_run': 'mmpipe.runs',
+    'lineage': 'mmpipe.runs',
     'MmpipeError': 'mmpipe.errors',
     # torch side
     'ShardDataset': 'mmpipe.data',
@@ -61,6 +62,8 @@ _WHERE: dict[str, str | None] = {
     'encoders': 'mmpipe.models',
     'initialise': 'mmpipe.models',
     'MultitaskModel': 'mmpipe.models',
+    'Lora': 'mmpipe.models',
+    'merge_lora': 'mmpipe.models',
     'BareModel': 'mmpipe.models',
     'classification': 'mmpipe.train',
     'multilabel': 'mmpipe.train',
@@ -106,15 +109,18 @@ if TYPE_CHECKING:
     from mmpipe.leaks import LeakReport as LeakReport
     from mmpipe.leaks import check_leaks as check_leaks
     from mmpipe.models import BareModel as BareModel
+    from mmpipe.models import Lora as Lora
     from mmpipe.models import MultitaskModel as MultitaskModel
     from mmpipe.models import encoders as encoders
     from mmpipe.models import initialise as initialise
+    from mmpipe.models import merge_lora as merge_lora
     from mmpipe.overview import status as status
     from mmpipe.plans import Plan as Plan
     from mmpipe.plans import apply as apply
     from mmpipe.plans import plan as plan
     from mmpipe.plans import retry as retry
     from mmpipe.runs import Run as Run
+    from mmpipe.runs import lineage as lineage
     from mmpipe.runs import open_run as open_run
     from mmpipe.shards import Rows as Rows
     from mmpipe.shards import Snapshot as Snapshot

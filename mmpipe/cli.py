@@ -364,6 +364,27 @@ def compare(
     _print(run, as_json)
 
 
+@app.command(epilog='Example: mmpipe lineage demo/0002')
+def lineage(
+    run_id: Annotated[str | None, typer.Argument(metavar='[RUN]', help='Id or folder of a run.')] = None,
+    row: Annotated[
+        str | None, typer.Option('--row', metavar='KEY', help='Key of a row instead: what each run had of it.')
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the rows, code and weights behind a run; or which runs a row has a part in."""
+
+    def run() -> tuple[Any, str]:
+        from mmpipe.runs import lineage as look
+
+        if (run_id is None) == (row is None):
+            raise ConfigError('give a run or a row: `mmpipe lineage demo/0002`, or `mmpipe lineage --row KEY`')
+        found = look(run_id) if run_id is not None else look(row=str(row))
+        return found.to_json(), str(found)
+
+    _print(run, as_json)
+
+
 @app.command(epilog='Example: mmpipe doctor demo --seconds 20')
 def doctor(
     pipeline: PipelineName,

@@ -16,8 +16,8 @@ from mmpipe.errors import MissingExtraError, require
 
 ROOT = Path(mmpipe.__file__).parent.parent
 EXTRAS = {
-    'vision', 'jpeg', 'text', 'metrics', 'plots', 'track', 'tune', 'federated', 'ray', 'deepspeed', 's3', 'demo',
-    'test', 'dev',
+    'vision', 'jpeg', 'text', 'metrics', 'plots', 'lora', 'track', 'tune', 'federated', 'ray', 'deepspeed', 's3',
+    'demo', 'test', 'dev',
 }  # fmt: skip
 
 

@@ -37,7 +37,7 @@ __fingerprint__ = 1
 # Pixeltable wants the type of every argument in the signature, so there are some places for each type.
 PLACES = {'image': 4, 'array': 8, 'text': 4, 'number': 8}
 
-_served: dict[str, tuple[list[Path], Served]] = {}
+_served: dict[str, tuple[list[tuple[Path, int, int, int]], Served]] = {}
 _lock = threading.Lock()
 
 
@@ -263,11 +263,13 @@ def _answers(served: Served, what: str, rows: Sequence[Mapping[str, Any]]) -> li
 
 
 def _model(run: str) -> Served:
-    """Loaded once per process; again when its newest checkpoint is another one."""
+    """Loaded once per process; again when the weights of its newest checkpoint are others."""
     from mmpipe.models.serve import Served
 
     with _lock:
-        now = weight_files(open_run(run))
+        # A run that was trained again under its id may have its last checkpoint at the same step, in the same place.
+        stats = [(file, file.stat()) for file in weight_files(open_run(run))]
+        now = [(file, stat.st_ino, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
         if run not in _served or _served[run][0] != now:
             _served[run] = now, Served(run)
         return _served[run][1]

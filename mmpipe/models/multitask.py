@@ -20,6 +20,7 @@ from mmpipe.errors import ConfigError, DataError, ModelError
 from mmpipe.models.contract import InputSpec, input_spec, layers_of
 from mmpipe.models.fusion import make_fusion
 from mmpipe.models.heads import RegressionHead, make_head
+from mmpipe.models.lora import PART
 from mmpipe.shards import Rows
 
 if TYPE_CHECKING:
@@ -235,14 +236,16 @@ class MultitaskModel(nn.Module):
 
         Args:
             what: 'encoders' (with the vectors for missing modalities), 'trunk' (encoders and fusion: only heads
-                train); a number, for all layers of each encoder but so many of the last ones; or None for nothing.
+                train); adapters in them train all the same; a number, for all layers of each encoder but so many of the
+                last ones; or None for nothing.
 
         Raises:
             ConfigError: another word, or a number below 0.
         """
         self.frozen = self._parts(what)
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_(not any(name == part or name.startswith(f'{part}.') for part in self.frozen))
+            inside = any(name == part or name.startswith(f'{part}.') for part in self.frozen)
+            parameter.requires_grad_(not inside or PART in name)  # adapters are there to be trained
         self.train(self.training)
 
     def _parts(self, what: str | int | None) -> tuple[str, ...]:
@@ -273,6 +276,9 @@ class MultitaskModel(nn.Module):
         for name in self.frozen:
             if name in modules:
                 modules[name].train(False)
+        for name, part in modules.items():
+            if PART in name:
+                part.train(mode)
         return self
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from mmpipe.errors import ConfigError, RunError
 from mmpipe.models.heads import make_head
+from mmpipe.models.lora import Lora, add_lora
 from mmpipe.models.multitask import MultitaskModel, check_freeze, slot
 from mmpipe.models.rebuild import build_recorded, load_multitask
 from mmpipe.runs import Run, open_run
@@ -25,6 +26,7 @@ def transfer(
     tasks: Sequence[Task],
     freeze: str | int | None = 'encoders',
     cached: bool = False,
+    lora: Lora | None = None,
 ) -> TransferFactory:
     """A model factory: the encoders and the fusion of a run with their weights, and new heads for new tasks.
 
@@ -36,6 +38,7 @@ def transfer(
             went in, statistics of BatchNorm included.
         cached: train on features that `mm.embed(run, loader)` made, so that no encoder runs. The run that comes out
             takes inputs as any other does.
+        lora: adapters beside layers of the encoders, which then learn although these stay as they are.
 
     Returns:
         A factory for `Trainer.fit`. Buffers that encoders fitted on the first run's rows are kept; the new heads fit
@@ -43,6 +46,7 @@ def transfer(
 
     Raises:
         ConfigError: no tasks, another word for `freeze`, or `cached` with encoders that train.
+        ModelError: no encoder has a layer for an adapter.
         RunError: the run cannot be rebuilt, has no checkpoint, or trained no `MultitaskModel`.
 
     >>> from mmpipe.train import regression
@@ -59,13 +63,18 @@ def transfer(
             f'transfer(cached=True, freeze={freeze!r}): features are of encoders that stay as they are. Give '
             f"freeze='encoders' or 'trunk', or leave out cached=."
         )
+    if lora is not None and (cached or freeze not in ('encoders', 'trunk')):
+        raise ConfigError(
+            f'transfer(lora=..., freeze={freeze!r}, cached={cached}): adapters are for encoders that stay as they are '
+            f"and run. Give freeze='encoders' or 'trunk', and leave out cached=."
+        )
     opened = open_run(run)
     if opened.record['factory'] is None:
         raise RunError(
             f'Run {opened.id} cannot be transferred from: {opened.cannot["rebuild"]}. Train it again with a factory at '
             f'the top level of a module.'
         )
-    return TransferFactory(run=opened, tasks=tuple(tasks), freeze=freeze, cached=cached)
+    return TransferFactory(run=opened, tasks=tuple(tasks), freeze=freeze, cached=cached, lora=lora)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,16 +86,18 @@ class TransferFactory:
         tasks: the new tasks.
         freeze: what stays as it is.
         cached: whether the model takes features.
+        lora: adapters of the encoders.
     """
 
     run: Run
     tasks: tuple[Task, ...]
     freeze: str | int | None
     cached: bool = False
+    lora: Lora | None = None
 
     def __call__(self) -> MultitaskModel:
         """The model with the run's weights and new heads."""
-        model = _with_heads(load_multitask(self.run, why='transfer'), self.tasks, self.freeze).train()
+        model = _with_heads(load_multitask(self.run, why='transfer'), self.tasks, self.freeze, self.lora).train()
         model.cached = tuple(model.inputs) if self.cached else ()
         return model
 
@@ -99,6 +110,7 @@ class TransferFactory:
             'tasks': [task.to_json() for task in self.tasks],
             'freeze': self.freeze,
             **({'cached': True} if self.cached else {}),
+            **({} if self.lora is None else {'lora': self.lora.to_json()}),
         }
 
 
@@ -108,12 +120,17 @@ def build_transferred(record: Mapping[str, Any], *, run: str) -> nn.Module:
 
     base = build_recorded(record['base'], run=run)
     assert isinstance(base, MultitaskModel)
-    return _with_heads(base, tuple(task_from_json(task) for task in record['tasks']), record['freeze'])
+    lora = None if record.get('lora') is None else Lora(**record['lora'])
+    return _with_heads(base, tuple(task_from_json(task) for task in record['tasks']), record['freeze'], lora)
 
 
-def _with_heads(model: MultitaskModel, tasks: tuple[Task, ...], freeze: str | int | None) -> MultitaskModel:
+def _with_heads(
+    model: MultitaskModel, tasks: tuple[Task, ...], freeze: str | int | None, lora: Lora | None
+) -> MultitaskModel:
     width = int(model.fusion.out_features)  # type: ignore[arg-type]
     model.tasks = tasks
     model.heads = nn.ModuleDict({slot(task.name): make_head(task, width) for task in tasks})
+    if lora is not None:
+        add_lora(model, lora)
     model.freeze(freeze)
     return model

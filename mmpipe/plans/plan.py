@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -19,6 +20,7 @@ MARKERS = {
 VALUES = ('stale', 'unrecorded')  # changes of values, not of the schema
 INDEX = 'index'
 COMPUTED = ('add', 'alter', *VALUES)
+_RUN = re.compile(r"(?<=_predict\(run=')[^']*|(?<=_vector\(run=')[^']*")  # of mmpipe.functions.predictions
 NEW_COLUMN = (
     'declare it under a new name; or, to keep the name, delete it from its class with the columns that read it, change '
     'filters that do, run `mmpipe apply` with --yes, then declare all of it again'
@@ -319,13 +321,27 @@ def _changes(pxt: Any, diff: Any, model: Any) -> Iterator[Change]:
         name = op.name or ', '.join(op.details.index_ref.columns)
         value = op.details.value if op.details else None
         if op.op == 'alter':
-            detail = f'{op.details.previous_value} -> {value}'
+            detail = _altered(str(op.details.previous_value), str(value))
         elif op.target == 'index':
             detail = INDEX
         else:
             detail = value or (op.details.type if op.details else None) or ''
         computed = rows if op.op != 'drop' and (value or op.target == 'index') else 0
         yield Change(action=op.op, table=diff.path, name=name, detail=detail, rows=computed)
+
+
+def _altered(before: str, now: str) -> str:
+    """What became of an expression: of another run's predictions the runs alone, where all else is as it was.
+
+    >>> _altered("_predict(run='shop/0007', image_0=photo)", "_predict(run='shop/0008', image_0=photo)")
+    'run shop/0007 -> shop/0008'
+    >>> _altered('a + 1', 'a + 2')
+    'a + 1 -> a + 2'
+    """
+    old, new = _RUN.findall(before), _RUN.findall(now)
+    if old != new and len(set(old)) == len(set(new)) == 1 and _RUN.sub('', before) == _RUN.sub('', now):
+        return f'run {old[0]} -> {new[0]}'
+    return f'{before} -> {now}'
 
 
 def _unsupported(diff: Any, op: Any) -> Change:

@@ -17,6 +17,7 @@ from torch import nn
 
 from mmpipe.data.loader import DataLoader
 from mmpipe.errors import RunError
+from mmpipe.models.lora import Lora
 from mmpipe.models.rebuild import build_recorded
 from mmpipe.models.transfer import TransferFactory
 from mmpipe.runs import ChangedSourceWarning, Run, find_factory, open_run
@@ -149,7 +150,9 @@ class _Recorded:
             assert self.run.parent is not None
             tasks = tuple(task_from_json(task) for task in self.record['tasks'])
             parent, cached = open_run(self.run.parent['path']), self.record.get('cached', False)
-            return TransferFactory(run=parent, tasks=tasks, freeze=self.record['freeze'], cached=cached)()
+            lora = None if self.record.get('lora') is None else Lora(**self.record['lora'])
+            freeze = self.record['freeze']
+            return TransferFactory(run=parent, tasks=tasks, freeze=freeze, cached=cached, lora=lora)()
         model: Any = build_recorded(self.record, run=self.run.id).train()
         if self.record.get('cached'):
             model.cached = tuple(model.inputs)
