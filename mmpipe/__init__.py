@@ -82,6 +82,7 @@ _WHERE: dict[str, str | None] = {
     'finetune': 'mmpipe.train',
     'linear_probe': 'mmpipe.train',
     'continue_training': 'mmpipe.train',
+    'tune': 'mmpipe.tuning',
 }
 
 __all__ = [*_WHERE, '__version__']
@@ -148,6 +149,7 @@ if TYPE_CHECKING:
     from mmpipe.train.embed import embed as embed
     from mmpipe.train.evaluate import evaluate as evaluate
     from mmpipe.train.max_batch import find_max_batch as find_max_batch
+    from mmpipe.tuning import tune as tune
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,66 @@
+"""What is optimised: a metric of the validation rows, or the seconds that a trial took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmpipe.errors import ConfigError, RunError
+from mmpipe.runs import Run
+from mmpipe.runs.keep import LOWER_IS_BETTER
+
+SECONDS = 'seconds'
+
+
+def check_goals(metrics: str | Sequence[str]) -> tuple[str, ...]:
+    """Goals as a tuple of names.
+
+    Args:
+        metrics: 'task.metric', with a `-` before it where less is better and the name does not tell; 'seconds'; or
+            several of them.
+
+    Raises:
+        ConfigError: none, one twice, or a name without a task.
+
+    >>> check_goals(['kind.accuracy', 'seconds'])
+    ('kind.accuracy', 'seconds')
+    """
+    goals = (metrics,) if isinstance(metrics, str) else tuple(metrics)
+    wrong = [goal for goal in goals if goal != SECONDS and not all(goal.removeprefix('-').rpartition('.'))]
+    if wrong or not goals or len(set(goals)) < len(goals):
+        raise ConfigError(f"metric={metrics!r}: 'task.metric' or 'seconds' is meant, or several different ones.")
+    return goals
+
+
+def direction(goal: str) -> str:
+    """Optuna's name of the better direction.
+
+    >>> direction('kind.accuracy'), direction('price.rmse'), direction('-kind.ece'), direction('seconds')
+    ('maximize', 'minimize', 'minimize', 'minimize')
+    """
+    lower = goal == SECONDS or goal.startswith('-') or goal.rpartition('.')[2] in LOWER_IS_BETTER
+    return 'minimize' if lower else 'maximize'
+
+
+def value_of(goal: str, run: Run, *, seconds: float) -> float:
+    """The value of a goal.
+
+    Args:
+        goal: as `check_goals` gives it.
+        run: finished.
+        seconds: that the trial took.
+
+    Raises:
+        RunError: the run was not measured by it, or its value is not finite.
+    """
+    if goal == SECONDS:
+        return seconds
+    task, _, metric = goal.removeprefix('-').rpartition('.')
+    value = run.metrics.get(task, {}).get(metric)
+    if value is None:
+        known = [
+            f'{task}.{name}' for task, scores in run.metrics.items() for name, at in scores.items() if at is not None
+        ]
+        raise RunError(
+            f'Run {run.id} has no value of {goal!r}; it has {", ".join(known) or "no metrics: give fit val rows"}.'
+        )
+    return float(value)
