@@ -149,7 +149,7 @@ if TYPE_CHECKING:
     from mmpipe.train.embed import embed as embed
     from mmpipe.train.evaluate import evaluate as evaluate
     from mmpipe.train.max_batch import find_max_batch as find_max_batch
-    from mmpipe.tuning import tune as tune
+    from mmpipe.tuning.tune import tune as tune
 
 
 def __getattr__(name: str) -> Any:

@@ -83,7 +83,7 @@ def finetune(
     elif settings:
         raise _both(settings)
     factory, args = _factory(opened, {})
-    return trainer.fit(factory, train, val, args=args, continue_from=opened)
+    return trainer.fit(factory, train, val, args=args, continue_from=opened, name=_name(opened))
 
 
 def linear_probe(
@@ -192,7 +192,13 @@ def continue_training(
     elif settings:
         raise _both(settings)
     factory, made = _factory(opened, _grown(opened, before, now))
-    return trainer.fit(factory, train, val, args={**(made or {}), **(args or {})} or None, continue_from=opened)
+    return trainer.fit(
+        factory, train, val, args={**(made or {}), **(args or {})} or None, continue_from=opened, name=_name(opened)
+    )
+
+
+def _name(run: Run) -> str:
+    return run.id.rpartition('/')[0]
 
 
 def _gentle(run: Run) -> Trainer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from mmpipe.errors import ConfigError, RunError
 from mmpipe.runs import Run
@@ -31,7 +32,7 @@ def check_goals(metrics: str | Sequence[str]) -> tuple[str, ...]:
     return goals
 
 
-def direction(goal: str) -> str:
+def direction(goal: str) -> Literal['minimize', 'maximize']:
     """Optuna's name of the better direction.
 
     >>> direction('kind.accuracy'), direction('price.rmse'), direction('-kind.ece'), direction('seconds')

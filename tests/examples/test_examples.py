@@ -20,6 +20,12 @@ SAYS = {
     '03_bring_your_own_data_no_pixeltable.py': ['masked losses, all rows', 'complete rows only'],
     '04_plain_torch_dataloader.py': ['torch.uint8 (', 'collated by workers', 'gathered whole'],
     '05_transfer.py': ['digits/0002: head only', 'weights of digits/0001', 'rebuilt'],
+    '06_closed_loop.py': [
+        'cells computed: 120',
+        'least sure of 30 of 80',
+        'loop/0002: went on from loop/0001',
+        'comes from',
+    ],
     '07_your_own_parts.py': ['uncertainty', 'PCGrad()', 'outline (val): loss'],
 }
 
@@ -36,7 +42,7 @@ def folder():
         yield Path(name)
 
 
-SLOW = {'05_transfer': pytest.mark.slow}  # trains twice
+SLOW = {'05_transfer': pytest.mark.slow, '06_closed_loop': pytest.mark.slow}  # train several times
 
 
 @pytest.mark.parametrize('path', [pytest.param(path, id=path.stem, marks=SLOW.get(path.stem, ())) for path in EXAMPLES])

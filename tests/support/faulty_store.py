@@ -76,11 +76,11 @@ def faulty(endpoint):
         def answer(self, body, fault, counted):
             if isinstance(fault, int):
                 said = b'<Error><Code>%d</Code><Message>told to fail</Message></Error>' % fault
+                state.sent.append((self.path, 0))  # before the answer, which a test may look at it after
                 self.send_response(fault)
                 self.send_header('Content-Length', str(len(said)))
                 self.end_headers()
                 self.wfile.write(said)
-                state.sent.append((self.path, 0))
                 return
             if fault == 'reset':
                 state.sent.append((self.path, 0))
