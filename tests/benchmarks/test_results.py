@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / 'benchmarks'
@@ -77,3 +78,12 @@ def test_the_readme_says_how_the_loader_was_measured_beside_others() -> None:
         f'and {at["decoded_over_best_streaming"]:.1f} times the best streaming format',
     ):
         assert text in readme
+
+
+def test_the_tables_of_real_data_are_those_of_the_record() -> None:
+    text = (BENCHMARKS / 'README.md').read_text(encoding='utf-8')
+    figures = json.loads((BENCHMARKS / 'results' / 'real_data.json').read_text(encoding='utf-8'))['figures']
+    for name, figure in figures.items():
+        if name.rpartition('_')[2] not in ('parameters', 's'):
+            digits = 0 if figure['unit'] == 'g' else 3
+            assert f'{np.mean(figure["values"]):.{digits}f} ± {np.std(figure["values"]):.{digits}f}' in text, name
