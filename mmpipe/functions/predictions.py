@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pixeltable as pxt
 
-from mmpipe.errors import BadInputError, ConfigError, MmpipeError
+from mmpipe.errors import ConfigError, MmpipeError
 from mmpipe.fingerprints import loads
 from mmpipe.functions.batching import in_batches
 from mmpipe.functions.counting import counted
@@ -60,7 +60,7 @@ def predict(*, run: str, **inputs: Any) -> Any:
 
     Raises:
         RunError: no such run, or one that cannot be served; raised where the column is declared.
-        ConfigError: an input too many or too few, or of a type that no field has.
+        ConfigError: an input too many or too few, of a type that no field has, or a run on fields of files.
 
     >>> class Products(Tables, name='products'):  # doctest: +SKIP
     ...     photo: pxt.Image | None
@@ -104,6 +104,12 @@ def _call(function: Any, run: str, inputs: Mapping[str, Any]) -> Any:
         raise ConfigError(
             f'predict(run={run!r}): the model reads {", ".join(wanted)}, and was given '
             f'{", ".join(sorted(inputs)) or "nothing"}. Give an expression for each, by the name of its field.'
+        )
+    files = [name for name in wanted if opened.record['fields'][name]['field']['kind'] == 'binary']
+    if files:
+        raise ConfigError(
+            f'predict(run={run!r}): field {files[0]!r} of its snapshot holds files, which a column cannot give as they '
+            f'are. Train on mm.field.image(...) or another decoded form of it, or predict with mm.predict.'
         )
     arguments: dict[str, Any] = {}
     places: dict[str, str] = {}
@@ -229,20 +235,11 @@ def _stored(run: str, given: Mapping[str, Any]) -> dict[str, Any]:
             row[name] = None
         elif made.get('size') is not None:
             row[name] = square_array(value, size=made['size'], fit=made['fit'])
-        elif made['field']['kind'] == 'binary':
-            row[name] = _file_of(name, value)
         elif made['field']['kind'] == 'scalar' and made['field']['dtype'] in ('int64', 'bool'):
             row[name] = int(value) if made['field']['dtype'] == 'int64' else bool(value)
         else:
             row[name] = value
     return row
-
-
-def _file_of(name: str, value: Any) -> bytes:
-    path = getattr(value, 'filename', None)  # of an image that Pixeltable opened
-    if not path:
-        raise BadInputError(f'predict({name}=...): the field holds files, and this value is of none: give a column.')
-    return Path(path).read_bytes()
 
 
 def _asked(what: str, run: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[Any]:

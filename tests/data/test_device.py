@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 
@@ -20,6 +22,9 @@ def test_a_device_that_is_not_here_or_does_not_exist_is_an_error():
     if not torch.accelerator.is_available():
         with pytest.raises(ConfigError, match="device='auto'"):
             resolve('cuda')
+    if importlib.util.find_spec('torch_xla') is None:
+        with pytest.raises(ConfigError, match=r"device='xla' needs torch_xla in the version of torch"):
+            resolve('xla')
 
 
 def test_only_tensors_move():
