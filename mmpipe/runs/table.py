@@ -13,8 +13,6 @@ from mmpipe.home import runs_dir
 from mmpipe.runs.record import Run, list_runs, open_run
 from mmpipe.wording import table_of
 
-METRICS_SHOWN = 1  # of each task, its first
-
 
 @dataclass(frozen=True)
 class RunTable:
@@ -53,7 +51,7 @@ class RunTable:
             shown = [
                 f'{task} {name} {value:.4g}'
                 for task, scores in row['metrics'].items()
-                for name, value in list(measured(scores).items())[:METRICS_SHOWN]
+                for name, value in _first(measured(scores))
             ]
             created = (row['created'] or '')[:16].replace('T', ' ')
             lines.append([row['run'], row['status'], created, row['snapshot'] or '', ', '.join(shown)])
@@ -67,6 +65,11 @@ def measured(scores: Mapping[str, Any]) -> dict[str, float]:
     {'accuracy': 0.5}
     """
     return {name: value for name, value in scores.items() if name != 'n' and isinstance(value, float)}
+
+
+def _first(scores: Mapping[str, float]) -> list[tuple[str, float]]:
+    """One metric of a task: the first that is not its loss, where there is one."""
+    return sorted(scores.items(), key=lambda score: score[0] == 'loss')[:1]
 
 
 def table(name: str | None = None, *, runs: str | os.PathLike[str] | None = None) -> RunTable:

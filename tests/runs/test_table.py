@@ -28,7 +28,7 @@ def made(runs, name='shop', *, rows=(1, 2, 3), accuracy=0.5, **record):
     }
     run = create_run(name, full, runs=runs)
     np.save(run.path / 'train_rows.npy', np.array(sorted(rows), dtype=np.uint64))
-    return update_run(run, status='finished', metrics={'kind': {'n': 9, 'accuracy': accuracy, 'loss': None}})
+    return update_run(run, status='finished', metrics={'kind': {'n': 9, 'loss': 0.1, 'accuracy': accuracy}})
 
 
 def test_runs_are_listed_oldest_first_with_what_came_out(tmp_path):
@@ -53,7 +53,7 @@ def test_only_what_differs_is_compared(tmp_path):
     found = compare(first, same)
     assert (found.settings, found.code) == ({}, {})
     assert found.rows == [{'train': 3, 'new': 0, 'gone': 0}] * 2
-    assert found.metrics == {'kind.accuracy': [0.5, 0.5]}
+    assert found.metrics == {'kind.loss': [0.1, 0.1], 'kind.accuracy': [0.5, 0.5]}
 
     other = made(
         tmp_path, rows=(2, 3, 4, 5), accuracy=0.75,
