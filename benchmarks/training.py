@@ -2,6 +2,8 @@
 
 `trainer_overhead`         seconds of a step of `mm.Trainer` over those of a loop written by hand, less 1: the same
                            model, optimizer, batches and losses, rows in memory, steps of some 20 ms
+`trainer_overhead_of_20_ms`   the same more exactly: the milliseconds that a step takes more with a model so small that
+                           there is little else to measure, of 20
 `fabric_overhead`, `accelerate_overhead`   the same of Lightning Fabric and Accelerate around the loop by hand, where
                            they are installed
 `bf16_speedup`             steps per second of a ResNet in bf16 over float32, on a CPU that has avx512_bf16
@@ -59,6 +61,7 @@ from mmpipe.train.strategy import Replicated  # noqa: E402
 
 WANTED = {
     'trainer_overhead': 'at most 0.02',
+    'trainer_overhead_of_20_ms': 'at most 0.02',
     'bf16_speedup': 'at least 1.3, on a CPU with avx512_bf16',
     'multitask_cost_ratio': 'below 1.3',
     'multitask_memory_ratio': 'below 1.3',
@@ -69,6 +72,9 @@ WANTED = {
 }
 FEATURES, CLASSES, BATCH = 512, 10, 128
 WARM, STEPS = 10, 60
+STEP_S = 0.02
+WIDTHS = (128, 192, 256, 384, 512, 768, 1024, 1536)
+SMALL = 64
 
 
 class Network(nn.Module):
@@ -99,9 +105,9 @@ def made_rows(folder: Path, rows: int) -> Any:
     return write_snapshot(folder, fields, Block(keys=[f'{i:06}' for i in range(rows)], columns=columns)).rows()
 
 
-def build() -> nn.Module:
+def build(width: int) -> nn.Module:
     torch.manual_seed(0)
-    return BareModel(Network(), inputs='vector', tasks=[mm.classification('kind', CLASSES)])
+    return BareModel(Network(width), inputs='vector', tasks=[mm.classification('kind', CLASSES)])
 
 
 class Clock(Callback):
@@ -121,13 +127,13 @@ class Clock(Callback):
         return (ended - began) / (last - first)
 
 
-def ours(rows: Any, steps: int, runs: Path) -> tuple[float, list[float]]:
+def ours(rows: Any, steps: int, runs: Path, width: int) -> tuple[float, list[float]]:
     clock = Clock()
     loader = mm.DataLoader(rows, batch_size=BATCH, shuffle=True, seed=0, device='cpu')
     trainer = mm.Trainer(
         epochs=99, max_steps=WARM + steps, lr=1e-3, log_every=10, runs=runs, callbacks=[clock], checkpoint_seconds=None
     )
-    trainer.fit(build, loader, name='bench')
+    trainer.fit(build, loader, args={'width': width}, name='bench')
     return clock.step_s, clock.losses
 
 
@@ -142,12 +148,12 @@ def order_of(rows: Any, steps: int) -> list[np.ndarray]:
     return found[:steps]
 
 
-def by_hand(rows: Any, steps: int, wrap: Callable[..., Any] | None = None) -> tuple[float, list[float]]:
+def by_hand(rows: Any, steps: int, width: int, wrap: Callable[..., Any] | None = None) -> tuple[float, list[float]]:
     """The loop that one would write: tensors in memory, an index per batch, AdamW, losses read every ten steps."""
     vectors, kinds = torch.from_numpy(rows.read('vector')[0]), torch.from_numpy(rows.read('kind')[0])
     with borrowed_generators(torch.device('cpu')):
         seed_generators(torch.device('cpu'), 0)
-        model: Any = build()
+        model: Any = build(width)
     optimizer: Any = make_optimizer(model, lr=1e-3, weight_decay=0.01)
     backward: Callable[[torch.Tensor], Any] = torch.Tensor.backward
     if wrap is not None:
@@ -188,21 +194,21 @@ def with_accelerate(model: nn.Module, optimizer: Any) -> Any:
     return model, optimizer, accelerator.backward
 
 
-def loops(rows: Any, steps: int, runs: Path) -> dict[str, Callable[[], tuple[float, list[float]]]]:
+def loops(rows: Any, steps: int, runs: Path, width: int) -> dict[str, Callable[[], tuple[float, list[float]]]]:
     found: dict[str, Callable[[], tuple[float, list[float]]]] = {
-        'ours': lambda: ours(rows, steps, runs),
-        'by_hand': lambda: by_hand(rows, steps),
+        'ours': lambda: ours(rows, steps, runs, width),
+        'by_hand': lambda: by_hand(rows, steps, width),
     }
     if importlib.util.find_spec('lightning') is not None:
-        found['fabric'] = lambda: by_hand(rows, steps, with_fabric)
+        found['fabric'] = lambda: by_hand(rows, steps, width, with_fabric)
     if importlib.util.find_spec('accelerate') is not None:
-        found['accelerate'] = lambda: by_hand(rows, steps, with_accelerate)
+        found['accelerate'] = lambda: by_hand(rows, steps, width, with_accelerate)
     return found
 
 
-def overhead(rows: Any, steps: int, runs: Path) -> dict[str, tuple[float, str]]:
+def overhead(rows: Any, steps: int, runs: Path, width: int) -> dict[str, tuple[float, str]]:
     """One turn of each loop, in an order that changes."""
-    seconds = {name: loop() for name, loop in loops(rows, steps, runs).items()}
+    seconds = {name: loop() for name, loop in loops(rows, steps, runs, width).items()}
     told = {name: losses for name, (_, losses) in seconds.items()}
     for name, losses in told.items():
         if not np.allclose(losses, told['by_hand'], rtol=1e-5):
@@ -213,6 +219,24 @@ def overhead(rows: Any, steps: int, runs: Path) -> dict[str, tuple[float, str]]:
         if name in seconds:
             found[f'{figure}_overhead'] = (seconds[name][0] / hand - 1, 'of a step')
     return found
+
+
+def small_overhead(rows: Any, steps: int, runs: Path) -> dict[str, tuple[float, str]]:
+    """Milliseconds that the trainer adds to a step, of 20."""
+    (mine, told), (hand, expected) = ours(rows, steps, runs, SMALL), by_hand(rows, steps, SMALL)
+    if not np.allclose(told, expected, rtol=1e-5):
+        raise ValueError(f'the trainer trains something else: {told[-3:]} where {expected[-3:]} were expected')
+    added = mine - hand
+    return {
+        'trainer_added_ms': (1000 * added, 'ms'),
+        'trainer_overhead_of_20_ms': (added / STEP_S, 'of a step'),
+    }
+
+
+def fitting_width(rows: Any) -> int:
+    """The width whose steps take some 20 ms here."""
+    took = {width: by_hand(rows, 5, width)[0] for width in WIDTHS}
+    return min(took, key=lambda width: abs(took[width] - STEP_S))
 
 
 def resnet_steps(precision: str, steps: int) -> float:
@@ -378,9 +402,13 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder, bench.recording():
         rows = made_rows(Path(folder) / 'rows', rows_count)
+        width = SMALL if bench.quick else fitting_width(rows)
+        bench.notes['width'] = width
+        runs = Path(folder) / 'runs'
         bench.compare(
             {
-                'loops': lambda: overhead(rows, steps, Path(folder) / 'runs'),
+                'loops': lambda: overhead(rows, steps, runs, width),
+                'small': lambda: small_overhead(rows, steps, runs),
                 **({'precision': lambda: precision(max(steps // 6, 2))} if HAS_BF16 else {}),
                 'multitask': lambda: multitask(max(steps // 6, 2)),
             },
