@@ -37,7 +37,7 @@ def check_served(run: Run) -> dict[str, Any]:
         RunError: the run does not say, or its model cannot be made again.
 
     >>> from mmpipe.train.example import example_run
-    >>> check_served(example_run())['fields']
+    >>> sorted(check_served(example_run())['fields'])
     ['kind', 'price']
     """
     if 'rebuild' in run.cannot:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from mmpipe.errors import SnapshotError
+from mmpipe.errors import SnapshotError, StoreError
 from mmpipe.snapshots.view import TrainingView
-from mmpipe.store.made import calls_of, made_columns
+from mmpipe.store.made import Made, calls_of, made_columns
 from mmpipe.store.tables import base_of, path_of
 
 PREDICTS = '_predict', '_vector'
@@ -23,7 +23,7 @@ def predicted_fields(view: TrainingView) -> dict[str, list[str]]:
     written: dict[tuple[str, str], str] = {}
     inputs: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for base in {path_of(base_of(table)): base_of(table) for table in view.sources.values()}.values():
-        for made in made_columns(base):
+        for made in _importable(base):
             at = (made.table, made.column)
             inputs[at] = list(made.inputs)
             run = _run_of(made.calls)
@@ -54,6 +54,14 @@ def refuse_predictions(view: TrainingView) -> None:
             f'mistakes. Name a column that people or sources filled, or pass allow_predictions=True where '
             f'pseudo-labels or features of a model are meant.'
         )
+
+
+def _importable(base: Any) -> list[Made]:
+    """The computed columns of a tree; none where the code of one cannot be imported, which `allow_stale` let pass."""
+    try:
+        return list(made_columns(base))
+    except StoreError:
+        return []
 
 
 def _run_of(calls: Collection[tuple[Any, dict[str, Any]]]) -> str | None:

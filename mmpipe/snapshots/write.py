@@ -157,11 +157,11 @@ def snapshot(
     place.make_writable()
     moved = False
     view = training_view(query, fields, split, whole=full)
-    if not allow_predictions:
-        refuse_predictions(view)
     if not allow_stale:
         for table, columns in view.columns():
             refuse_stale(table, columns)
+    if not allow_predictions:
+        refuse_predictions(view)
     with root_lock(place, wait_s=wait_s):
         for _ in range(ATTEMPTS):
             before = view.vectors()
