@@ -33,7 +33,8 @@ class Lora:
         alpha: strength of what they learn, relative to the rank.
         dropout: probability in [0, 1) that an input of an adapter is dropped in training.
         targets: 'linear' for every `nn.Linear` and every convolution of 1 x 1 of the encoders; or the ends of their
-            names, such as ('qkv', 'fc1').
+            names, such as ('qkv', 'fc1'). The layers in `nn.MultiheadAttention` get none: it reads their weights and
+            never calls them, so that an adapter there would change nothing.
 
     Raises:
         ConfigError: numbers that cannot work.
@@ -50,9 +51,9 @@ class Lora:
 
     def __post_init__(self) -> None:
         require('lora', 'peft', why='mm.Lora')
-        if self.rank < 1 or not self.alpha > 0 or not 0 <= self.dropout < 1:
+        if type(self.rank) is not int or self.rank < 1 or not self.alpha > 0 or not 0 <= self.dropout < 1:
             raise ConfigError(
-                f'Lora(rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}): a rank from 1, a positive alpha, '
+                f'Lora(rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}): a whole rank from 1, a positive alpha, '
                 f'and a probability in [0, 1) are meant.'
             )
         if self.targets != 'linear' and (isinstance(self.targets, str) or not self.targets):
@@ -90,9 +91,15 @@ def add_lora(model: MultitaskModel, lora: Lora) -> list[str]:
 
     found: list[str] = []
     for name, encoder in model.encoders.items():
-        layers = [inner for inner, part in encoder.named_modules() if inner and _takes(inner, part, lora.targets)]
+        only_read = {id(part.out_proj) for part in encoder.modules() if isinstance(part, nn.MultiheadAttention)}
+        layers = [
+            inner
+            for inner, part in encoder.named_modules()
+            if inner and id(part) not in only_read and _takes(inner, part, lora.targets)
+        ]
         if not layers:
             continue
+        _call_layers(encoder)
         config = peft.LoraConfig(
             r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=layers, bias='none'
         )
@@ -126,6 +133,16 @@ def merge_lora(model: nn.Module) -> nn.Module:
             parent = model.get_submodule(name.rpartition('.')[0])
             setattr(parent, name.rpartition('.')[2], part.get_base_layer())
     return model
+
+
+def _call_layers(encoder: nn.Module) -> None:
+    # A transformer layer of torch that is frozen (in eval mode, without gradients of its own) reads the weights of its
+    # layers instead of calling them, in training too. These attributes say that it must not; they do nothing else.
+    for part in encoder.modules():
+        if isinstance(part, nn.TransformerEncoderLayer):
+            part.activation_relu_or_gelu = 0
+        elif isinstance(part, nn.TransformerEncoder):
+            part.use_nested_tensor = False
 
 
 def _takes(name: str, part: nn.Module, targets: str | Sequence[str]) -> bool:

@@ -117,5 +117,5 @@ def test_adapters_that_cannot_be_are_refused(run):
         transfer(run, tasks=TASKS, freeze=None, lora=Lora())
     with pytest.raises(ModelError, match=r"targets=\['nothing'\]\): no encoder has such a layer"):
         transfer(run, tasks=TASKS, lora=Lora(targets=['nothing']))()
-    with pytest.raises(ConfigError, match='a rank from 1'):
+    with pytest.raises(ConfigError, match='a whole rank from 1'):
         Lora(rank=0)
