@@ -53,8 +53,8 @@ class Lora:
         require('lora', 'peft', why='mm.Lora')
         if type(self.rank) is not int or self.rank < 1 or not self.alpha > 0 or not 0 <= self.dropout < 1:
             raise ConfigError(
-                f'Lora(rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}): a whole rank from 1, a positive alpha, '
-                f'and a probability in [0, 1) are meant.'
+                f'Lora(rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}): a whole rank from 1, a positive '
+                f'alpha, and a probability in [0, 1) are meant.'
             )
         if self.targets != 'linear' and (isinstance(self.targets, str) or not self.targets):
             raise ConfigError(f"Lora(targets={self.targets!r}): 'linear', or a list of the ends of layers' names.")
