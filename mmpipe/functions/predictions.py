@@ -38,6 +38,7 @@ __fingerprint__ = 1
 PLACES = {'image': 4, 'array': 8, 'text': 4, 'number': 8}
 
 _served: dict[str, tuple[list[tuple[Path, int, int, int]], Served]] = {}
+_fields: dict[str, tuple[Path, int, Mapping[str, Any]]] = {}
 _lock = threading.Lock()
 
 
@@ -227,7 +228,7 @@ async def _cell(what: str, run: str, places: str, arguments: Mapping[str, Any]) 
 
 def _stored(run: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Values as the run's snapshot stores them."""
-    fields = open_run(run).record['fields']
+    fields = _fields_of(run)
     row: dict[str, Any] = {}
     for name, value in given.items():
         made = fields[name]
@@ -240,6 +241,16 @@ def _stored(run: str, given: Mapping[str, Any]) -> dict[str, Any]:
         else:
             row[name] = value
     return row
+
+
+def _fields_of(run: str) -> Mapping[str, Any]:
+    """How a run's fields are stored; its record is read again when it is another one, not for every cell."""
+    known = _fields.get(run)
+    if known is None or not known[0].is_file() or known[0].stat().st_mtime_ns != known[1]:
+        opened = open_run(run)
+        file = opened.path / 'run.json'
+        known = _fields[run] = file, file.stat().st_mtime_ns, opened.record['fields']
+    return known[2]
 
 
 def _asked(what: str, run: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[Any]:

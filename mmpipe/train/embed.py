@@ -90,7 +90,7 @@ def embed(
     store = _Store(root, fields, model.inputs, {SOURCE: made})
     rows = loader.rows
     wanted = {field.name: rows.system(f'_digest.{field.name}') for field in fields}
-    missing = store.without(rows.keys, wanted)
+    missing = store.without(rows, wanted)
     missing = missing[np.sort(np.unique(rows.keys[missing], return_index=True)[1])]  # rows may come more than once
     step = max(1, BLOCK_BYTES // sum(field.bytes_per_row or 64 for field in fields))
     for start in range(0, len(missing), step):
@@ -261,9 +261,10 @@ class _Store:
         self.shards = [] if self._fresh or self.before is None else list(self.before.manifest.shards)
         self.dropped = NO_ROWS_DROPPED if self._fresh or self.before is None else self.before.manifest.dropped
 
-    def without(self, keys: np.ndarray, wanted: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Positions of the rows that are not stored as they are now."""
-        at = np.array([self._at.get(key, -1) for key in keys.tolist()], dtype=np.int64)
+    def without(self, rows: Rows, wanted: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Positions of the rows that are not stored as they are now, in the split that they are in now."""
+        places = zip(rows.keys.tolist(), rows.system('_split').tolist(), strict=True)
+        at = np.array([self._at[k] if self._splits.get(k) == split else -1 for k, split in places], dtype=np.int64)
         same = at >= 0
         for name, digests in wanted.items():
             if same.any():

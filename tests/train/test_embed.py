@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -114,6 +116,19 @@ def test_only_new_and_changed_content_goes_through_an_encoder(run, tmp_path, pas
         for mine, theirs in zip(found.read(name), fresh.read(name), strict=True):
             np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
     assert sum(found.snapshot.splits.values()) == len(later)
+
+
+def test_a_row_that_moved_to_another_split_is_in_it_and_costs_no_pass(run, tmp_path, passes):
+    block = shop_block(8)
+    first = write_snapshot(tmp_path / 'a', FIELDS, block)
+    moved = dataclasses.replace(block, splits=['val', *block.splits[1:]])
+    second = write_snapshot(tmp_path / 'b', FIELDS, moved)
+    embed(run, loader(first.rows()), folder=tmp_path / 'features')
+    passes.clear()
+    found = embed(run, loader(second.rows()), folder=tmp_path / 'features')
+    assert passes == {}
+    assert found.system('_split').tolist() == moved.splits
+    assert found.snapshot.splits == second.splits
 
 
 def test_training_on_features_is_training_through_the_frozen_encoder(shop, run, tmp_path, passes):
