@@ -1,9 +1,7 @@
 """What training costs beside plain PyTorch, and what its techniques give; several figures of `techniques.py` besides.
 
-`trainer_overhead`         seconds of a step of `mm.Trainer` over those of a loop written by hand, less 1: the same
-                           model, optimizer, batches and losses, rows in memory, steps of some 20 ms
-`trainer_overhead_of_20_ms`   the same more exactly: the milliseconds that a step takes more with a model so small that
-                           there is little else to measure, of 20
+`trainer_overhead`         seconds of a step of `mm.Trainer` over those of a loop written by hand, less 1 (see
+                           `training_loops.py`)
 `fabric_overhead`, `accelerate_overhead`   the same of Lightning Fabric and Accelerate around the loop by hand, where
                            they are installed
 `bf16_speedup`             steps per second of a ResNet in bf16 over float32, on a CPU that has avx512_bf16
@@ -19,21 +17,16 @@
 `save_kills_ok`            of 100 processes killed while they save: those that left the old checkpoint or the new one
 
     python benchmarks/training.py [--quick] [--repeats N] [--json] [--out DIR]
-
-Losses of all loops are compared first: they must be equal to 1e-5, or nothing is timed.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,21 +40,18 @@ sys.path.insert(0, str(HERE.parent))
 
 from harness import Bench  # noqa: E402
 from techniques import HAS_BF16, batch_of, images_snapshot, transformer  # noqa: E402
+from training_loops import BATCH, FEATURES, TURN, WIDTHS, fitting_width, made_rows, overhead  # noqa: E402
 
 import mmpipe as mm  # noqa: E402
-from mmpipe.models import BareModel  # noqa: E402
-from mmpipe.shards import Block, Field, write_snapshot  # noqa: E402
 from mmpipe.train import Callback  # noqa: E402
 from mmpipe.train.balancing import Balancing  # noqa: E402
 from mmpipe.train.optimizer import make_optimizer  # noqa: E402
-from mmpipe.train.random_numbers import borrowed_generators, seed_generators  # noqa: E402
 from mmpipe.train.recompute import forget_blocks, saved_bytes  # noqa: E402
 from mmpipe.train.step import Stepper  # noqa: E402
 from mmpipe.train.strategy import Replicated  # noqa: E402
 
 WANTED = {
     'trainer_overhead': 'at most 0.02',
-    'trainer_overhead_of_20_ms': 'at most 0.02',
     'bf16_speedup': 'at least 1.3, on a CPU with avx512_bf16',
     'multitask_cost_ratio': 'below 1.3',
     'multitask_memory_ratio': 'below 1.3',
@@ -70,173 +60,8 @@ WANTED = {
     'resume_kills_bitwise': '1, of 100 kills',
     'save_kills_ok': '100 of 100',
 }
-FEATURES, CLASSES, BATCH = 512, 10, 128
-WARM, STEPS = 10, 60
-STEP_S = 0.02
-WIDTHS = (128, 192, 256, 384, 512, 768, 1024, 1536)
-SMALL = 64
-
-
-class Network(nn.Module):
-    """Layers of one width: a step of some 20 ms on one core."""
-
-    def __init__(self, width: int = 1024, depth: int = 6) -> None:
-        super().__init__()
-        sizes = [FEATURES, *[width] * depth]
-        layers: list[nn.Module] = []
-        for i, o in itertools.pairwise(sizes):
-            layers += [nn.Linear(i, o), nn.GELU()]
-        self.layers = nn.Sequential(*layers, nn.Linear(width, CLASSES))
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        return self.layers(values)
-
-
-def made_rows(folder: Path, rows: int) -> Any:
-    """A snapshot of vectors with a class each."""
-    rng = np.random.default_rng(0)
-    kinds = rng.integers(0, CLASSES, rows)
-    vectors = rng.normal(size=(rows, FEATURES)).astype(np.float32) + np.float32(0.1) * kinds[:, None].astype(np.float32)
-    fields = [
-        Field(name='vector', kind='tensor', dtype='float32', shape=(FEATURES,)),
-        Field(name='kind', kind='label', vocabulary=tuple(f'k{i}' for i in range(CLASSES))),
-    ]
-    columns = {'vector': list(vectors), 'kind': [f'k{i}' for i in kinds]}
-    return write_snapshot(folder, fields, Block(keys=[f'{i:06}' for i in range(rows)], columns=columns)).rows()
-
-
-def build(width: int) -> nn.Module:
-    torch.manual_seed(0)
-    return BareModel(Network(width), inputs='vector', tasks=[mm.classification('kind', CLASSES)])
-
-
-class Clock(Callback):
-    """When losses were read: a step's seconds without what comes before the first and after the last of them."""
-
-    def __init__(self) -> None:
-        self.at: list[tuple[int, float]] = []
-        self.losses: list[float] = []
-
-    def on_losses(self, run: Any, step: int, losses: Any) -> None:
-        self.at.append((step, time.perf_counter()))
-        self.losses.append(losses['kind'])
-
-    @property
-    def step_s(self) -> float:
-        (first, began), (last, ended) = self.at[0], self.at[-1]
-        return (ended - began) / (last - first)
-
-
-def ours(rows: Any, steps: int, runs: Path, width: int) -> tuple[float, list[float]]:
-    clock = Clock()
-    loader = mm.DataLoader(rows, batch_size=BATCH, shuffle=True, seed=0, device='cpu')
-    trainer = mm.Trainer(
-        epochs=99, max_steps=WARM + steps, lr=1e-3, log_every=10, runs=runs, callbacks=[clock], checkpoint_seconds=None
-    )
-    trainer.fit(build, loader, args={'width': width}, name='bench')
-    return clock.step_s, clock.losses
-
-
-def order_of(rows: Any, steps: int) -> list[np.ndarray]:
-    """Positions of the batches that the loader gives."""
-    batches = mm.DataLoader(rows, batch_size=BATCH, shuffle=True, seed=0, device='cpu').batches
-    found: list[np.ndarray] = []
-    epoch = 0
-    while len(found) < steps:
-        found += list(batches.global_steps(epoch))
-        epoch += 1
-    return found[:steps]
-
-
-def by_hand(rows: Any, steps: int, width: int, wrap: Callable[..., Any] | None = None) -> tuple[float, list[float]]:
-    """The loop that one would write: tensors in memory, an index per batch, AdamW, losses read every ten steps."""
-    vectors, kinds = torch.from_numpy(rows.read('vector')[0]), torch.from_numpy(rows.read('kind')[0])
-    with borrowed_generators(torch.device('cpu')):
-        seed_generators(torch.device('cpu'), 0)
-        model: Any = build(width)
-    optimizer: Any = make_optimizer(model, lr=1e-3, weight_decay=0.01)
-    backward: Callable[[torch.Tensor], Any] = torch.Tensor.backward
-    if wrap is not None:
-        model, optimizer, backward = wrap(model, optimizer)
-    told: list[float] = []
-    kept: list[torch.Tensor] = []
-    began = 0.0
-    model.train()
-    for number, positions in enumerate(order_of(rows, WARM + steps), 1):
-        index = torch.from_numpy(positions)
-        batch = {'vector': vectors[index], 'kind': kinds[index]}
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(batch)['kind'], batch['kind'])
-        backward(loss)
-        optimizer.step()
-        kept.append(loss.detach())
-        if number % 10 == 0:
-            told.append(float(torch.stack(kept).mean()))
-            kept.clear()
-            if number == WARM:
-                began = time.perf_counter()
-    return (time.perf_counter() - began) / steps, told
-
-
-def with_fabric(model: nn.Module, optimizer: Any) -> Any:
-    from lightning.fabric import Fabric
-
-    fabric = Fabric(accelerator='cpu', devices=1)
-    model, optimizer = fabric.setup(model, optimizer)
-    return model, optimizer, fabric.backward
-
-
-def with_accelerate(model: nn.Module, optimizer: Any) -> Any:
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(cpu=True)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    return model, optimizer, accelerator.backward
-
-
-def loops(rows: Any, steps: int, runs: Path, width: int) -> dict[str, Callable[[], tuple[float, list[float]]]]:
-    found: dict[str, Callable[[], tuple[float, list[float]]]] = {
-        'ours': lambda: ours(rows, steps, runs, width),
-        'by_hand': lambda: by_hand(rows, steps, width),
-    }
-    if importlib.util.find_spec('lightning') is not None:
-        found['fabric'] = lambda: by_hand(rows, steps, width, with_fabric)
-    if importlib.util.find_spec('accelerate') is not None:
-        found['accelerate'] = lambda: by_hand(rows, steps, width, with_accelerate)
-    return found
-
-
-def overhead(rows: Any, steps: int, runs: Path, width: int) -> dict[str, tuple[float, str]]:
-    """One turn of each loop, in an order that changes."""
-    seconds = {name: loop() for name, loop in loops(rows, steps, runs, width).items()}
-    told = {name: losses for name, (_, losses) in seconds.items()}
-    for name, losses in told.items():
-        if not np.allclose(losses, told['by_hand'], rtol=1e-5):
-            raise ValueError(f'{name} trains something else: {losses[-3:]} where {told["by_hand"][-3:]} were expected')
-    hand = seconds['by_hand'][0]
-    found = {f'{name}_step_ms': (1000 * taken, 'ms') for name, (taken, _) in seconds.items()}
-    for name, figure in (('ours', 'trainer'), ('fabric', 'fabric'), ('accelerate', 'accelerate')):
-        if name in seconds:
-            found[f'{figure}_overhead'] = (seconds[name][0] / hand - 1, 'of a step')
-    return found
-
-
-def small_overhead(rows: Any, steps: int, runs: Path) -> dict[str, tuple[float, str]]:
-    """Milliseconds that the trainer adds to a step, of 20."""
-    (mine, told), (hand, expected) = ours(rows, steps, runs, SMALL), by_hand(rows, steps, SMALL)
-    if not np.allclose(told, expected, rtol=1e-5):
-        raise ValueError(f'the trainer trains something else: {told[-3:]} where {expected[-3:]} were expected')
-    added = mine - hand
-    return {
-        'trainer_added_ms': (1000 * added, 'ms'),
-        'trainer_overhead_of_20_ms': (added / STEP_S, 'of a step'),
-    }
-
-
-def fitting_width(rows: Any) -> int:
-    """The width whose steps take some 20 ms here."""
-    took = {width: by_hand(rows, 5, width)[0] for width in WIDTHS}
-    return min(took, key=lambda width: abs(took[width] - STEP_S))
+CLASSES = 10
+STEPS, TURNS = 10, 10
 
 
 def resnet_steps(precision: str, steps: int) -> float:
@@ -393,24 +218,18 @@ def main() -> None:
     """The command."""
     bench = Bench.from_arguments('training', __doc__)
     torch.set_num_threads(1)
-    steps = 10 if bench.quick else STEPS
-    rows_count = BATCH * (WARM + steps + 1)  # an epoch is longer than what is timed
-    bench.notes = {
-        'wanted': WANTED,
-        'bf16': HAS_BF16,
-        'loops': {'rows': rows_count, 'features': FEATURES, 'batch': BATCH, 'steps': steps},
-    }
+    steps, turns = (2, 1) if bench.quick else (STEPS, TURNS)
+    bench.notes = {'wanted': WANTED, 'bf16': HAS_BF16}
     with tempfile.TemporaryDirectory() as folder, bench.recording():
-        rows = made_rows(Path(folder) / 'rows', rows_count)
-        width = SMALL if bench.quick else fitting_width(rows)
-        bench.notes['width'] = width
+        rows = made_rows(Path(folder) / 'rows', turns)
+        width = WIDTHS[0] if bench.quick else fitting_width(rows)
+        bench.notes['loops'] = {'features': FEATURES, 'batch': BATCH, 'width': width, 'turn': TURN, 'turns': turns}
         runs = Path(folder) / 'runs'
         bench.compare(
             {
-                'loops': lambda: overhead(rows, steps, runs, width),
-                'small': lambda: small_overhead(rows, steps, runs),
-                **({'precision': lambda: precision(max(steps // 6, 2))} if HAS_BF16 else {}),
-                'multitask': lambda: multitask(max(steps // 6, 2)),
+                'loops': lambda: overhead(rows, turns, runs, width),
+                **({'precision': lambda: precision(steps)} if HAS_BF16 else {}),
+                'multitask': lambda: multitask(steps),
             },
             repeats=7,
         )

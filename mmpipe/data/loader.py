@@ -30,6 +30,7 @@ from mmpipe.data.dataset import ShardDataset
 from mmpipe.data.depth import Depth
 from mmpipe.data.device import Transfer, resolve, to_device
 from mmpipe.data.fetching import Fetching
+from mmpipe.data.grouped import GroupedReader, batches_at_once
 from mmpipe.data.leases import Leases
 from mmpipe.data.order import sample_hashes
 from mmpipe.data.sampling import Sampled, Sampling, Sequential, Shuffle
@@ -75,7 +76,8 @@ class DataLoader:
             interpreter lock, so batches are then made in worker processes, which must be able to import the function.
         num_workers: reading threads, which the thread that iterates helps while it waits; 'auto' for one per core but
             one, 0 for none. With `host_transforms`, processes; 'auto' for one per core.
-        prefetch_factor: batches made ahead per worker; None to go by how fast they are made and used.
+        prefetch_factor: batches made ahead per worker; None to go by how fast they are made and used, and to read
+            several at once where they are small.
         pin_memory: make batches in page-locked memory; only on CUDA when None.
         drop_last: leave out a last step that is not full; `dropped` says how many samples that are.
         pad_last: fill it with samples from the start of the epoch, whose values all count as missing.
@@ -229,10 +231,11 @@ class DataLoader:
         fetching = Fetching(self.rows, self.fields)
         steps = _announced(self.batches.steps(epoch, start), fetching)
         reader, depth = self._reader(fetching), self._depth
+        at_once = self._at_once if isinstance(reader, GroupedReader) else 1
         given: deque[Step] = deque()
 
         def submit() -> None:
-            while len(given) < depth.now and (step := next(steps, None)) is not None:
+            while len(given) < depth.now * at_once and (step := next(steps, None)) is not None:
                 if reader is self._processes:
                     fetching.wait(step.positions)  # else the threads do
                 keys = self.rows.keys[step.positions].tolist() if reader is self._processes else None
@@ -267,13 +270,19 @@ class DataLoader:
             fetching.close()
             self._leave(reader, whole)
 
+    @property
+    def _at_once(self) -> int:
+        return batches_at_once(self.dataset.task, self.batch_size) if self.prefetch_factor is None else 1
+
     def _new_depth(self) -> Depth:
         return Depth(self.num_workers, fixed=self.prefetch_factor, together=not self.dataset.task.host)
 
     def _reader(self, fetching: Fetching) -> Reader:
         if not (self.dataset.task.host and self.num_workers):
             first = (lambda request: fetching.wait(request.positions)) if fetching.remote else None
-            return ThreadReader(self.dataset.task, threads=self.num_workers, allocate=self.pool, first=first)
+            reader = ThreadReader(self.dataset.task, threads=self.num_workers, allocate=self.pool, first=first)
+            grouped = self._at_once > 1 and not fetching.remote
+            return GroupedReader(reader, most=self._at_once) if grouped else reader
         if self._processes is None:
             self._processes = ProcessReader(self.dataset.task, processes=self.num_workers, pool=self.pool.limit_bytes)
         return self._processes

@@ -47,7 +47,7 @@ class Balancing(nn.Module):
             losses: of the tasks that have a label in this step.
             share: part of the step that this micro-batch is, so that what does not depend on rows counts once a step.
         """
-        return torch.stack(list(losses.values())).sum()
+        return sum_of(list(losses.values()))
 
     def backward(
         self,
@@ -104,7 +104,16 @@ class Uncertainty(Balancing):
         for name, loss in losses.items():
             log_variance = self.log_variances[self.slots[name]]
             parts.append(self.factors[name] * torch.exp(-log_variance) * loss + share * log_variance / 2)
-        return torch.stack(parts).sum()
+        return sum_of(parts)
+
+
+def sum_of(scalars: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Of one, itself.
+
+    >>> sum_of([torch.tensor(1.0), torch.tensor(2.0)])
+    tensor(3.)
+    """
+    return scalars[0] if len(scalars) == 1 else torch.stack(list(scalars)).sum()
 
 
 BALANCINGS = {'fixed': Balancing, 'uncertainty': Uncertainty}

@@ -121,7 +121,7 @@ class Loop:
         self.step = 0
         self.metrics: dict[str, Any] = dict(run.metrics)
         # Over all ranks: sum of losses and labelled rows since the epoch began, per task.
-        self.sums = torch.zeros(len(tasks), 2, device=self.device)
+        self.sums = [[0.0, 0.0] for _ in tasks]  # of the epoch, as far as read: losses and labelled rows per task
         self.unread = Unread([task.name for task in tasks])
         self.recent: dict[str, float] = {}
         self.left_out: set[int] = set()  # steps that are not taken again after going back
@@ -225,7 +225,6 @@ class Loop:
             self.scheduler.step()
         if self.average is not None:
             self.average.update()
-        self.sums += taken[:-1].where(taken[-1, 1] == 0, 0.0)
         self.unread.add(self.step + 1, taken)
 
     def _unfreeze(self, epoch: int) -> None:
@@ -280,7 +279,7 @@ class Loop:
     def _end_epoch(self, epoch: int) -> None:
         """One line of metrics.jsonl: losses of the epoch per task, and the evaluation where one is due."""
         self._write_losses()
-        totals = zip(self.tasks, self.sums.tolist(), strict=True)
+        totals = zip(self.tasks, self.sums, strict=True)
         losses = {task.name: total / count if count else None for task, (total, count) in totals}
         line: dict[str, Any] = {'step': self.step, 'epoch': epoch, 'train': losses}
         due = self.step == self.total or (epoch + 1) % self.config.evaluate_every == 0
@@ -292,7 +291,7 @@ class Loop:
             self.metrics = line['val'] = found
             self.model.train()
         self._append([line])
-        self.sums.zero_()
+        self.sums = [[0.0, 0.0] for _ in self.tasks]
         self._tell('on_epoch', self.run, epoch, found)
 
     def _checkpoint_due(self) -> bool:
@@ -304,6 +303,8 @@ class Loop:
         """Losses since the last line, as another; this waits for the device."""
         read = self.unread.read()
         self._look_at(read.bad)
+        for kept, more in zip(self.sums, read.sums.values(), strict=False):  # nothing was read where there is no step
+            kept[0], kept[1] = kept[0] + more[0], kept[1] + more[1]
         if read.mean is not None:
             self.recent = read.by_task
             self._append([{'step': read.steps[-1], 'loss': read.mean, 'tasks': read.by_task}])
@@ -363,7 +364,7 @@ class Loop:
         state = {
             'step': self.step,
             'loader': self.loader.state_dict(),
-            'sums': self.sums.tolist(),
+            'sums': self.sums,
             'unread': self.unread.state(),  # waits for steps that the device has not done: no cost of the checkpoint
             'metrics': self.metrics,
             'left_out': sorted(self.left_out),
@@ -415,7 +416,7 @@ class Loop:
             state = load_checkpoint(self.run, folder, self.model, self.optimizer, parts=self.parts)
             self.step = state['step']
             self.loader.load_state_dict(state['loader'])
-            self.sums.copy_(torch.tensor(state['sums']))
+            self.sums = state['sums']
             self.unread.load(state['unread'], self.device)
             self.metrics = state['metrics']
             self.left_out = set(state['left_out'])

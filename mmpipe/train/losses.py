@@ -12,6 +12,8 @@ from torch.nn import functional as F
 Sums = tuple[torch.Tensor, torch.Tensor]
 """(sum of the losses, number of labelled rows), both float32 scalars on the device."""
 
+IGNORED = -100  # no class
+
 
 def cross_entropy(output: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> Sums:
     """Negative log-likelihood of the right class.
@@ -30,8 +32,8 @@ def cross_entropy(output: torch.Tensor, target: torch.Tensor, mask: torch.Tensor
     if target.ndim == 2:
         shares = target.float().where(mask[:, None], 0.0)
         return _masked(F.cross_entropy(output.float(), shares, reduction='none'), mask)
-    losses = F.cross_entropy(output.float(), target.long().where(mask, 0), reduction='none')
-    return _masked(losses, mask)
+    known = target.long().where(mask, IGNORED)
+    return F.cross_entropy(output.float(), known, ignore_index=IGNORED, reduction='sum'), _count(mask)
 
 
 def binary_cross_entropy(output: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -> Sums:
@@ -69,4 +71,8 @@ def squared_error(
 
 
 def _masked(losses: torch.Tensor, mask: torch.Tensor) -> Sums:
-    return losses.where(mask, 0.0).sum(), mask.sum().float()
+    return losses.where(mask, 0.0).sum(), _count(mask)
+
+
+def _count(mask: torch.Tensor) -> torch.Tensor:
+    return mask.sum(dtype=torch.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -35,7 +35,10 @@ def autocast(name: str, device: torch.device) -> AbstractContextManager[Any]:
     ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
     torch.bfloat16
     """
-    return torch.autocast(device.type, DTYPES[name], enabled=name != 'fp32')
+    if name == 'fp32':  # also inside of an autocast of the caller's
+        inside = torch.is_autocast_enabled(device.type)
+        return torch.autocast(device.type, enabled=False) if inside else nullcontext()
+    return torch.autocast(device.type, DTYPES[name])
 
 
 def loss_scaler(name: str, device: torch.device) -> torch.amp.GradScaler:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 
@@ -17,13 +19,18 @@ class Read:
         losses: of each whole step.
         bad: {step: names of the tasks} whose loss was not finite, or none where only the gradient was not; these steps
             changed nothing.
-        by_task: {task: mean over its labelled rows}, of the others together.
+        sums: {task: (sum of its losses, labelled rows)}, of the others together.
     """
 
     steps: tuple[int, ...]
     losses: tuple[float, ...]
     bad: dict[int, list[str]]
-    by_task: dict[str, float]
+    sums: dict[str, tuple[float, float]]
+
+    @property
+    def by_task(self) -> dict[str, float]:
+        """Mean over the labelled rows of each task, of the steps that counted."""
+        return {name: total / count for name, (total, count) in self.sums.items() if count}
 
     @property
     def mean(self) -> float | None:
@@ -39,7 +46,7 @@ class Unread:
         names: of the tasks.
 
     >>> unread = Unread(['price'])
-    >>> unread.add(1, torch.tensor([[3.0, 2.0], [1.5, 0.0]])); unread.add(2, torch.tensor([[1.0, 1.0], [1.0, 0.0]]))
+    >>> unread.add(1, torch.tensor([3.0, 2.0, 1.5])); unread.add(2, torch.tensor([1.0, 1.0, 1.0]))
     >>> read = unread.read(); read.mean, read.by_task, len(unread)
     (1.25, {'price': 1.3333333333333333}, 0)
     """
@@ -60,24 +67,24 @@ class Unread:
         if not self._taken:
             return Read((), (), {}, {})
         steps = tuple(step for step, _ in self._taken)
-        values = torch.stack([taken for _, taken in self._taken]).double().cpu()
+        values = torch.stack([taken for _, taken in self._taken]).cpu().numpy().astype(np.float64)
         self._taken.clear()
-        wrong = values[:, -1, 1] > 0
-        totals = values[~wrong, :-1].sum(0).tolist()
-        by_task = {name: total / count for name, (total, count) in zip(self.names, totals, strict=True) if count}
-        finite = values[:, :-1, 0].isfinite().tolist()
+        whole, by_task = values[:, -1], values[:, :-1].reshape(len(values), -1, 2)
+        fine = np.isfinite(whole)
+        sums = by_task[fine].sum(axis=0).tolist()
         bad = {
-            step: [name for name, fine in zip(self.names, finite[i], strict=True) if not fine]
-            for i, step in enumerate(steps)
-            if wrong[i]
+            steps[i]: [name for name, loss in zip(self.names, by_task[i, :, 0], strict=True) if not np.isfinite(loss)]
+            for i in np.flatnonzero(~fine).tolist()
         }
-        return Read(steps, tuple(values[:, -1, 0].tolist()), bad, by_task)
+        return Read(
+            steps, tuple(whole.tolist()), bad, {name: tuple(each) for name, each in zip(self.names, sums, strict=True)}
+        )
 
     def state(self) -> list[list]:
         """As JSON, for a checkpoint; waits for the device. Of steps that were not finite only that is kept."""
-        nothing = [[0.0, 0.0]] * len(self.names) + [[0.0, 1.0]]
-        return [[step, nothing if taken[-1, 1] else taken.tolist()] for step, taken in self._taken]
+        return [[step, taken.tolist() if torch.isfinite(taken[-1]) else None] for step, taken in self._taken]
 
     def load(self, state: list[list], device: torch.device) -> None:
         """What `state` gave."""
-        self._taken = [(step, torch.tensor(taken, device=device)) for step, taken in state]
+        bad = [0.0] * (2 * len(self.names)) + [math.nan]
+        self._taken = [(step, torch.tensor(bad if taken is None else taken, device=device)) for step, taken in state]

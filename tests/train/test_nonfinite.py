@@ -136,6 +136,6 @@ def test_an_optimizer_that_cannot_skip_on_the_device_skips_all_the_same(rows):
     )
     before = {name: value.clone() for name, value in model.state_dict().items()}
     taken = stepper([next(iter(loader(rows)))], [8.0], factor=1.0)
-    assert taken[-1, 1] == 1
+    assert not taken[-1].isfinite()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert math.isnan(float(taken[0, 0]))
+    assert math.isnan(float(taken[0]))

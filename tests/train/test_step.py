@@ -121,7 +121,7 @@ def test_an_overflow_of_fp16_leaves_the_step_out_and_lowers_the_scale(shop):
     step.scaler = torch.amp.GradScaler('cpu', init_scale=2.0**60)
     before = {name: value.clone() for name, value in made.state_dict().items()}
     taken = step(list(micro), counts(micro), factor=1.0)
-    assert taken[-1, 1] == 0  # the loss itself was finite
+    assert taken[-1].isfinite()  # the loss itself was finite
     assert step.scaler.get_scale() == 2.0**59
     assert all(torch.equal(value, before[name]) for name, value in made.state_dict().items())
 
