@@ -68,6 +68,7 @@ _WHERE: dict[str, str | None] = {
     'classification': 'mmpipe.train',
     'multilabel': 'mmpipe.train',
     'regression': 'mmpipe.train',
+    'Parallel': 'mmpipe.train',
     'Trainer': 'mmpipe.train',
     'evaluate': 'mmpipe.train',
     'find_max_batch': 'mmpipe.train',
@@ -135,6 +136,7 @@ if TYPE_CHECKING:
     from mmpipe.sources import quarantined as quarantined
     from mmpipe.splits import StratifyReport as StratifyReport
     from mmpipe.splits import stratify as stratify
+    from mmpipe.train import Parallel as Parallel
     from mmpipe.train import Trainer as Trainer
     from mmpipe.train import classification as classification
     from mmpipe.train import continue_training as continue_training

@@ -18,9 +18,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from torch import distributed
 
 from mmpipe.data.order import rank_slice, repeats_of
+from mmpipe.data.ranks import world
 from mmpipe.data.sampling import Cutting, Sampling, sequence_digest
 from mmpipe.errors import ConfigError
 
@@ -192,14 +192,3 @@ class EpochBatches:
             return
         for at in range(0, self.end, self.global_batch):
             yield sequence[at : min(at + self.global_batch, self.end)]
-
-
-def world() -> tuple[int, int]:
-    """(rank, world_size) of this process; (0, 1) where `torch.distributed` is not initialised.
-
-    >>> world()
-    (0, 1)
-    """
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1

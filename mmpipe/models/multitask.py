@@ -94,6 +94,7 @@ class MultitaskModel(nn.Module):
                 )
         self.tasks = tuple(tasks)
         self.modality_dropout = modality_dropout
+        self.every_encoder = False  # use every parameter in every pass, whichever rows have which field
         # In the order of names, so that two factories that differ in the order of a dict build the same model.
         self.inputs = sorted(encoders)
         self.encoders = nn.ModuleDict({slot(field): encoders[field] for field in self.inputs})
@@ -210,12 +211,33 @@ class MultitaskModel(nn.Module):
         missing = self.missing[slot(field)]
         if present is None:
             with _settled_norms(encoder, count):
-                return encoder(*arguments)
+                found = encoder(*arguments)
+            return found + missing.to(found.dtype) * 0.0 if self.every_encoder else found
         if len(present) == 0:
-            return missing.expand(count, -1)
+            if not self.every_encoder:
+                return missing.expand(count, -1)
+            with _settled_norms(encoder, 1):
+                nothing = encoder(*(argument[:1] for argument in arguments)) * 0.0
+            return missing.to(nothing.dtype).expand(count, -1) + nothing
         with _settled_norms(encoder, len(present)):
             found = encoder(*(argument[present] for argument in arguments))
         return missing.to(found.dtype).expand(count, -1).index_put((present,), found)
+
+    def optional(self) -> list[tuple[str, bool, list[nn.Parameter]]]:
+        """Parameters that no step uses in which no row has a field, or in which every row has it.
+
+        Where `every_encoder` is set they get gradients of zero all the same, which an optimizer with moments takes for
+        something else than none.
+
+        Returns:
+            (field, whether rows with it or rows without it use them, the parameters).
+        """
+        found: list[tuple[str, bool, list[nn.Parameter]]] = []
+        for field in self.inputs:
+            found.append((field, True, list(self.encoders[slot(field)].parameters())))
+            if not self.modality_dropout:  # which puts it in place of anything
+                found.append((field, False, [self.missing[slot(field)]]))
+        return found
 
     def _there(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """bool [B, modalities]: which row has which."""

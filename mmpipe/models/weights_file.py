@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mmpipe.errors import ModelError
+from mmpipe.models.spread import like, whole_of
 
 
 def save_weights(module: nn.Module, file: Path) -> None:
@@ -20,14 +21,23 @@ def save_weights(module: nn.Module, file: Path) -> None:
     >>> save_weights(nn.Linear(2, 1), file); sorted(load_weights(file))
     ['bias', 'weight']
     """
+    save_file(whole_weights(module), file)
+
+
+def whole_weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The `state_dict` of a module on the CPU; of one that is spread over processes, all of them must ask.
+
+    >>> sorted(whole_weights(nn.Linear(2, 1)))
+    ['bias', 'weight']
+    """
     # A safetensors file holds no shared memory, so tied weights are written once per name.
     seen: set[int] = set()
     tensors = {}
     for name, tensor in module.state_dict().items():
-        value = tensor.detach().to('cpu').contiguous()
+        value = whole_of(tensor.detach()).to('cpu').contiguous()
         tensors[name] = value.clone() if value.data_ptr() in seen else value
         seen.add(value.data_ptr())
-    save_file(tensors, file)
+    return tensors
 
 
 def load_weights(file: Path) -> dict[str, torch.Tensor]:
@@ -83,4 +93,4 @@ def put_weights(
             f'The weights of {source} do not fit {type(module).__name__}: {problem}. '
             f'Build the model with the arguments that the weights were trained with.'
         )
-    module.load_state_dict({**own, **tensors})
+    module.load_state_dict({**own, **{name: like(own[name], tensor) for name, tensor in tensors.items()}})

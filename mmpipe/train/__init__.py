@@ -11,6 +11,7 @@ from mmpipe.train.evaluate import evaluate, predict
 from mmpipe.train.from_record import resume_run
 from mmpipe.train.inputs import InputWarning
 from mmpipe.train.max_batch import MaxBatch, find_max_batch
+from mmpipe.train.parallel import Parallel
 from mmpipe.train.recipes import continue_training, finetune, linear_probe
 from mmpipe.train.tracking import TensorBoard
 from mmpipe.train.trainer import Trainer
@@ -22,6 +23,7 @@ __all__ = [
     'MaxBatch',
     'StopTraining',
     'TensorBoard',
+    'Parallel',
     'Trainer',
     'Uncertainty',
     'UnseenClassWarning',

@@ -24,9 +24,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from mmpipe.data.ranks import is_first
 from mmpipe.durable import new_directory
 from mmpipe.errors import TrainError
-from mmpipe.models.weights_file import load_weights, put_weights, save_weights
+from mmpipe.models.spread import is_sharded, like, whole_of
+from mmpipe.models.weights_file import load_weights, put_weights, whole_weights
 from mmpipe.runs import Run
 from mmpipe.runs.keep import score_of
 from mmpipe.runs.record import drop_checkpoints
@@ -101,20 +103,22 @@ def save_checkpoint(
     keep = keep or Keep()
     path = run.path / 'checkpoints' / f'{state["step"]:08d}'
     path.parent.mkdir(exist_ok=True)
-    if path.is_dir():  # a resumed run came here again without a step in between
-        return path
     stateful = {name: part for name, part in (parts or {}).items() if part.state_dict()}
+    # Of a model that is spread over processes, all of them bring their parts, and the first one writes.
+    if not is_sharded(model) and path.is_dir():  # a resumed run came here again without a step in between
+        return path
+    names = _names(model, stateful)
+    files = {'model': whole_weights(model), **{name: whole_weights(part) for name, part in stateful.items()}}
+    files['optimizer'] = {
+        f'{names[parameter]}/{key}': whole_of(torch.as_tensor(value).detach()).to('cpu').contiguous()
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
+    }
+    if not is_first() or path.is_dir():
+        return path
     with new_directory(path) as folder:
-        save_weights(model, folder / 'model.safetensors')
-        for name, part in stateful.items():
-            save_weights(part, folder / f'{name}.safetensors')
-        names = _names(model, stateful)
-        tensors = {
-            f'{names[parameter]}/{key}': torch.as_tensor(value).detach().to('cpu').contiguous()
-            for parameter, values in optimizer.state.items()
-            for key, value in values.items()
-        }
-        save_file(tensors, folder / 'optimizer.safetensors')
+        for name, tensors in files.items():
+            save_file(tensors, folder / f'{name}.safetensors')
         (folder / 'state.json').write_text(json.dumps(state, indent=2, allow_nan=False) + '\n', encoding='utf-8')
         score = None if keep.best is None else score_of(state.get('metrics') or {}, keep.best)
         seal(folder, {**identity(run), 'step': state['step'], 'score': score})
@@ -181,7 +185,8 @@ def load_checkpoint(
     state = json.loads((folder / 'state.json').read_text(encoding='utf-8'))
     tensors = load_file(folder / 'optimizer.safetensors')
     names = _names(model, stateful)
-    order = [names[parameter] for group in optimizer.param_groups for parameter in group['params']]
+    trained = [parameter for group in optimizer.param_groups for parameter in group['params']]
+    order = [names[parameter] for parameter in trained]
     values: dict[int, dict[str, torch.Tensor]] = {}
     for full, value in tensors.items():
         name, key = full.rsplit('/', 1)
@@ -190,7 +195,8 @@ def load_checkpoint(
                 f'Checkpoint {folder} has optimizer state of {name!r}, which is not trained now. Build the model as it '
                 f'was then, or start a new run from its weights with continue_from=.'
             )
-        values.setdefault(order.index(name), {})[key] = value
+        position = order.index(name)
+        values.setdefault(position, {})[key] = like(trained[position], value)
     # Through load_state_dict, which knows on which device and in which dtype each kind of state belongs.
     optimizer.load_state_dict({'state': values, 'param_groups': optimizer.state_dict()['param_groups']})
     return state

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import distributed, nn
 
-from mmpipe.data.loader import world
+from mmpipe.data.ranks import data_group, world
 
 MAX_DIMENSIONS = 8  # behind the first, of what is gathered
 DTYPES = (
@@ -24,8 +24,17 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     tensor([1., 2.])
     """
     if world()[1] > 1:
-        distributed.all_reduce(values)
+        distributed.all_reduce(values, group=data_group())
     return values
+
+
+def processes() -> int:
+    """How many there are, whether they see other rows or not.
+
+    >>> processes()
+    1
+    """
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
@@ -41,6 +50,8 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     if world()[1] == 1:
         return
     parameters = list(parameters)
+    if not parameters:
+        return
     used = sum_over_ranks(torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device))
     wanted = [p for p, count in zip(parameters, used.tolist(), strict=True) if count]
     if not wanted:
@@ -56,7 +67,7 @@ def same_on_all(module: nn.Module, *, parameters: bool) -> None:
 
     >>> same_on_all(nn.Linear(1, 1), parameters=True)
     """
-    if world()[1] == 1:
+    if processes() == 1:
         return
     tensors = list(module.buffers()) + (list(module.parameters()) if parameters else [])
     for tensor in tensors:
@@ -79,7 +90,7 @@ def gather_rows(values: torch.Tensor) -> torch.Tensor:
     about = [torch.zeros(2 + MAX_DIMENSIONS, dtype=torch.int64, device=values.device) for _ in range(size)]
     mine = [len(values), DTYPES.index(values.dtype), *values.shape[1:]]
     mine += [-1] * (len(about[0]) - len(mine))
-    distributed.all_gather(about, torch.tensor(mine, device=values.device))
+    distributed.all_gather(about, torch.tensor(mine, device=values.device), group=data_group())
     described = [entry.tolist() for entry in about]
     lengths = [entry[0] for entry in described]
     if not any(lengths):
@@ -91,7 +102,7 @@ def gather_rows(values: torch.Tensor) -> torch.Tensor:
     if len(values):
         padded[: len(values)] = values
     parts = [torch.empty_like(padded) for _ in range(size)]
-    distributed.all_gather(parts, padded)
+    distributed.all_gather(parts, padded, group=data_group())
     return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)]).to(dtype)
 
 
@@ -101,8 +112,7 @@ def from_rank_0(value: str) -> str:
     >>> from_rank_0('runs/shop/0001')
     'runs/shop/0001'
     """
-    _, size = world()
-    if size == 1:
+    if processes() == 1:
         return value
     device = torch.accelerator.current_accelerator() if distributed.get_backend() != 'gloo' else None
     text = value.encode().ljust(4096, b'\0')

@@ -11,6 +11,7 @@ from torch import nn
 
 from mmpipe.data.loader import DataLoader
 from mmpipe.errors import ConfigError
+from mmpipe.models.spread import is_sharded
 from mmpipe.runs import Run
 from mmpipe.train.distributed import gather_rows, sum_over_ranks
 from mmpipe.train.own_metrics import OwnMetrics, check_own, measure_own
@@ -205,9 +206,10 @@ def outputs_of(
     device = device_of(model)
     model.eval()
     try:
-        with torch.inference_mode():
+        # What `fully_shard` gathers in inference mode could not be trained with afterwards.
+        with torch.no_grad() if is_sharded(model) else torch.inference_mode():
             for batch in loader:
-                if len(batch['_key']) == 0:  # a rank without rows in the last step
+                if len(batch['_key']) == 0 and not is_sharded(model):  # a rank without rows in the last step
                     continue
                 with autocast(precision, device):
                     output = model(batch)

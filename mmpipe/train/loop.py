@@ -29,23 +29,27 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.tensor import DTensor
 
-from mmpipe.data.loader import DataLoader, world
+from mmpipe.data.loader import DataLoader
+from mmpipe.data.ranks import is_first, world
 from mmpipe.errors import TrainError
+from mmpipe.models.spread import is_sharded
 from mmpipe.runs import Run, open_run, update_run
 from mmpipe.runs.record import append_metrics, cut_metrics, drop_checkpoints, sync_metrics
 from mmpipe.train.average import Average
-from mmpipe.train.balancing import make_balancing
+from mmpipe.train.balancing import Balancing, make_balancing
 from mmpipe.train.callbacks import StopTraining
 from mmpipe.train.checkpoint import Keep, load_checkpoint, save_checkpoint, seconds_between
-from mmpipe.train.distributed import from_rank_0, sum_over_ranks
+from mmpipe.train.distributed import from_rank_0, processes
 from mmpipe.train.evaluate import evaluate
 from mmpipe.train.interrupt import Interrupt, noted_interrupt
 from mmpipe.train.optimizer import groups_of, learning_rate, make_optimizer, scheduled, set_groups
 from mmpipe.train.random_numbers import seed_generators
+from mmpipe.train.sharded import Sharded
 from mmpipe.train.step import Stepper
-from mmpipe.train.strategy import Replicated
+from mmpipe.train.strategy import Replicated, Strategy
 from mmpipe.train.tasks import Task
 from mmpipe.train.unread import Unread
 from mmpipe.wording import how_many
@@ -67,6 +71,7 @@ class Loop:
         tasks: what to learn.
         train: private to this loop, at epoch 0.
         val: private to this loop, or None.
+        mesh: of processes that the model is spread over; None where each has it whole.
     """
 
     def __init__(
@@ -77,6 +82,7 @@ class Loop:
         tasks: tuple[Task, ...],
         train: DataLoader,
         val: DataLoader | None,
+        mesh: Any = None,
     ) -> None:
         self.config = trainer
         self.run = run
@@ -84,15 +90,19 @@ class Loop:
         self.loader = train
         self.val = val
         self.device = train.device
-        self.callbacks = trainer.callbacks if world()[0] == 0 else ()
-        self.strategy = Replicated()
+        self.callbacks = trainer.callbacks if is_first() else ()
         balancing = make_balancing(trainer.balancing, tasks).to(self.device)
+        overlap = type(balancing).backward is Balancing.backward
+        self.strategy: Strategy = (
+            Replicated(overlap=overlap) if mesh is None else Sharded(mesh, precision=trainer.precision)
+        )
         self.average = None if trainer.ema is None else Average(model, decay=trainer.ema)
         self.parts: dict[str, nn.Module] = {'balancing': balancing}  # beside the model in a checkpoint
         if self.average is not None:
             self.parts['average'] = self.average.model
         self.keep = Keep(newest=trainer.keep_checkpoints, best=trainer.keep_best, every=trainer.keep_every)
-        self.model = self.strategy.prepare(model)
+        self.model = model
+        self.strategy.prepare(model)
         self.optimizer = make_optimizer(
             nn.ModuleDict({'model': model, 'balancing': balancing}),
             lr=trainer.lr,
@@ -131,6 +141,10 @@ class Loop:
         self.waited_s = self.trained_s = 0.0  # in the epochs of this process
         self.interrupt = Interrupt()
         self.stop_agreed = self.enough = False  # by all ranks
+        self.even = True  # whether each of them has rows in this step
+        sharded = mesh is not None and hasattr(model, 'optional')
+        self.optional: list[tuple[str, bool, list[nn.Parameter]]] = model.optional() if sharded else []  # type: ignore[operator]
+        self.unused: list[nn.Parameter] = []  # of these, in this step
         self.asked_enough = False  # by a callback
 
     def train(self) -> Run:
@@ -171,7 +185,7 @@ class Loop:
         self._tell('on_end', run)
         # The other ranks wait for the last checkpoint and record, so that they too return a run that can be used.
         path = from_rank_0(str(run.path))
-        return run if world()[0] == 0 else open_run(path)
+        return run if is_first() else open_run(path)
 
     def _tell(self, what: str, *arguments: Any) -> None:
         for callback in self.callbacks:
@@ -220,7 +234,7 @@ class Loop:
             factor = learning_rate(
                 self.step, peak=1.0, schedule=config.schedule, warmup=config.warmup, total=self.total
             )
-        taken = self.stepper(micro, self._labels(micro), factor=factor)
+        taken = self.stepper(micro, self._labels(micro), factor=factor, even=self.even, unused=self.unused)
         if self.scheduler is not None:
             self.scheduler.step()
         if self.average is not None:
@@ -237,17 +251,28 @@ class Loop:
     def _labels(self, micro: list[dict[str, Any]]) -> list[float]:
         """Labelled rows per task in this step, over micro-batches and ranks; known without asking the device."""
         counts = [float(sum(len(batch['_present'][task.field]) for batch in micro)) for task in self.tasks]
-        if world()[1] == 1:
+        there = processes()
+        if there == 1:
             self.enough = self.asked_enough
             return counts
         # Whether to stop travels along, so that it costs no message, and no rank waits for one that has left.
-        asked = [float(self.interrupt.asked), float(self.asked_enough)]
-        *counts, stop, enough = sum_over_ranks(torch.tensor([*counts, *asked], device=self.device)).tolist()
-        self.stop_agreed, self.enough = stop > 0, enough > 0
-        return counts
+        empty = any(len(batch['_key']) == 0 for batch in micro)
+        users = [sum(_rows(batch, field, present) for batch in micro) for field, present, _ in self.optional]
+        asked = [float(self.interrupt.asked), float(self.asked_enough), float(empty)]
+        told = torch.tensor([*users, *counts, *asked], dtype=torch.float32, device=self.device)
+        distributed.all_reduce(told)  # of all processes; those that share a model count the same rows
+        *counts, stop, enough, empties = told[len(users) :].tolist()
+        self.unused = [
+            parameter
+            for (_, _, parameters), used in zip(self.optional, told[: len(users)].tolist(), strict=True)
+            if not used
+            for parameter in parameters
+        ]
+        self.stop_agreed, self.enough, self.even = stop > 0, enough > 0, empties == 0
+        return [count * world()[1] / there for count in counts]
 
     def _stopping(self) -> bool:
-        return self.enough or (self.interrupt.asked if world()[1] == 1 else self.stop_agreed)
+        return self.enough or (self.interrupt.asked if processes() == 1 else self.stop_agreed)
 
     def _stop_if_asked(self) -> None:
         if self._stopping() and not self.enough:
@@ -377,8 +402,9 @@ class Loop:
         self._check_weights()
         if self.average is not None:
             self.average.settle()
-        if world()[0] == 0:
+        if is_first():
             sync_metrics(self.run)
+        if is_first() or is_sharded(self.model):
             save_checkpoint(self.run, self.model, self.optimizer, state, parts=self.parts, keep=self.keep)
         self.saved_at = time.monotonic()
         self.save_took = self.saved_at - began
@@ -390,7 +416,10 @@ class Loop:
             TrainError: a weight is not finite, and there is nothing to go back to.
         """
         floats = [(name, t) for name, t in self.model.state_dict().items() if t.is_floating_point()]
-        finite = torch.stack([torch.isfinite(tensor).all() for _, tensor in floats])
+        own = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for _, tensor in floats]
+        finite = torch.stack([torch.isfinite(tensor).all() for tensor in own]).float()
+        if is_sharded(self.model):
+            distributed.all_reduce(finite, op=distributed.ReduceOp.MIN)
         wrong = [name for (name, _), fine in zip(floats, finite.tolist(), strict=True) if not fine]
         if not wrong:
             return
@@ -426,18 +455,23 @@ class Loop:
             if self.scheduler is not None:
                 self.scheduler.load_state_dict(state['scheduler'])
             set_groups(self.optimizer, state['groups'])
-        if world()[0] == 0:
+        if is_first():
             cut_metrics(self.run, self.step)
             drop_checkpoints(self.run, **dataclasses.asdict(self.keep) | {'best': self.keep.best is not None})
 
     def _append(self, lines: list[dict[str, Any]]) -> None:
-        if world()[0] == 0:
+        if is_first():
             append_metrics(self.run, lines)
 
     def _record(self, **changes: Any) -> Run:
-        if world()[0] == 0:
+        if is_first():
             self.run = update_run(self.run, **changes)
         return self.run
+
+
+def _rows(batch: Mapping[str, Any], field: str, present: bool) -> int:
+    there = len(batch['_present'][field])
+    return there if present else len(batch['_key']) - there
 
 
 class _GoBack(Exception):

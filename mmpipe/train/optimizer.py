@@ -13,6 +13,7 @@ from torch import nn
 
 from mmpipe.errors import ConfigError, TrainError
 from mmpipe.models.contract import layers_of
+from mmpipe.models.spread import mesh_of
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 """Makes an optimizer of parameter groups, such as `functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)`."""
@@ -100,14 +101,18 @@ def parameter_groups(
     tables = {
         p for part in model.modules() if isinstance(part, nn.Embedding | nn.EmbeddingBag) for p in part.parameters()
     }
-    found: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    found: dict[tuple[float, bool, str], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad or frozen_too:
             decayed = parameter.ndim >= 2 and parameter not in tables
-            found.setdefault((scales.get(parameter, 1.0), decayed), []).append(parameter)
+            # Operations on many tensors take those that are spread over the same processes.
+            spread = str(mesh_of(parameter) or '')
+            found.setdefault((scales.get(parameter, 1.0), decayed, spread), []).append(parameter)
     return [
         {'params': params, 'weight_decay': weight_decay if decayed else 0.0, 'lr_scale': scale}
-        for (scale, decayed), params in sorted(found.items(), key=lambda each: (each[0][0], not each[0][1]))
+        for (scale, decayed, _), params in sorted(
+            found.items(), key=lambda each: (each[0][0], not each[0][1], each[0][2])
+        )
     ]
 
 

@@ -78,13 +78,23 @@ class Stepper:
         # What such an optimizer takes along with its gradients: whether to leave the update out.
         self.skips = bool(getattr(optimizer, '_step_supports_amp_scaling', False))
 
-    def __call__(self, micro: list[dict[str, Any]], counts: Sequence[float], *, factor: float | None) -> torch.Tensor:
+    def __call__(
+        self,
+        micro: list[dict[str, Any]],
+        counts: Sequence[float],
+        *,
+        factor: float | None,
+        even: bool = True,
+        unused: Sequence[nn.Parameter] = (),
+    ) -> torch.Tensor:
         """Take one step.
 
         Args:
             micro: micro-batches of this rank; emptied, so that each can go when it is done.
             counts: labelled rows per task in the whole step, of all micro-batches and ranks.
             factor: of the learning rates with which the optimizer was made; None where a scheduler sets them.
+            even: whether every rank has rows in each of its micro-batches.
+            unused: parameters that no rank needs in this step, though they may get a gradient of zero.
 
         Returns:
             float32 `[2 * tasks + 1]`, over all ranks: per task the sum of losses and the labelled rows; at the end the
@@ -100,12 +110,15 @@ class Stepper:
         while micro:
             batch = micro.pop(0)  # let go of it after its backward pass
             if len(batch['_key']) > 0:  # else this rank has no row in the last step of an epoch
-                part = self._backward(batch, counts, share)
+                with self.strategy.micro(last=not micro, even=even):
+                    part = self._backward(batch, counts, share)
                 taken = part if taken is None else taken + part
         if taken is None:
             taken = self.nothing.repeat(2 * len(self.tasks) + 1)
         self.strategy.total(taken)
-        self.strategy.reduce(self.model, self.parameters)
+        for parameter in unused:
+            parameter.grad = None
+        self.strategy.reduce(self.parameters, even=even)
         loss = taken[-1]
         if self.clip is not None:
             if self.scaler.is_enabled():
@@ -121,13 +134,14 @@ class Stepper:
     def refresh(self) -> None:
         """Look again at which parameters are trained, and which are frozen."""
         self.trained = [parameter for parameter in self.parameters if parameter.requires_grad]
+        self.called = self.strategy.callable(self.model)
 
     def _backward(self, batch: dict[str, Any], counts: Sequence[float], share: float) -> torch.Tensor:
         """Add the gradients of one micro-batch; its part of what a step returns."""
         if self.channels_last:
             batch = with_channels_last(batch)
         with autocast(self.precision, self.device):
-            output = self.model(batch)
+            output = self.called(batch)
         losses = {}
         parts: list[torch.Tensor] = []
         for task, count in zip(self.tasks, counts, strict=True):

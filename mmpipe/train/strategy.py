@@ -1,39 +1,54 @@
 """What a step asks of the ranks it is shared by; the one place that knows how a model is spread over them.
 
-`Replicated` holds the whole model on every rank and sums gradients. Another strategy shards or pipelines the model
-behind the same few methods; the loop and its checkpoints ask nothing else.
+`Replicated` holds the whole model on every rank (`DistributedDataParallel`); `mmpipe.train.sharded.Sharded` holds a
+part of it. The loop and its checkpoints ask nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from mmpipe.data.loader import world
+from mmpipe.data.ranks import data_group, world
 from mmpipe.train.distributed import same_on_all, sum_gradients, sum_over_ranks
 
 
 class Strategy(Protocol):
     """How a model is spread over ranks."""
 
-    def prepare(self, model: nn.Module) -> nn.Module:
-        """The model to call, on its device; the same weights on all ranks."""
+    def prepare(self, model: nn.Module) -> None:
+        """Spread a model that is on its device: the same weights for all ranks."""
+        ...
+
+    def callable(self, model: nn.Module) -> nn.Module:
+        """What to call in place of a prepared model; asked again when other parts of it are trained."""
         ...
 
     @property
     def ranks(self) -> int:
-        """How many share a step."""
+        """How many share a step's rows."""
         ...
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum of some numbers over ranks."""
+        """The sum of some numbers over these ranks."""
         ...
 
-    def reduce(self, model: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
-        """After the backward passes of a step: gradients of all ranks and micro-batches as one."""
+    def micro(self, *, last: bool, even: bool) -> AbstractContextManager[Any]:
+        """Around the forward and backward pass of one micro-batch.
+
+        Args:
+            last: of its step.
+            even: whether every rank has rows in every micro-batch of the step.
+        """
+        ...
+
+    def reduce(self, parameters: Sequence[nn.Parameter], *, even: bool) -> None:
+        """After the backward passes of a step: gradients of all ranks and micro-batches as one sum."""
         ...
 
     def clip(self, parameters: Sequence[nn.Parameter], norm: float) -> torch.Tensor:
@@ -46,17 +61,43 @@ class Strategy(Protocol):
 
 
 class Replicated:
-    """The whole model on every rank, or on the only one.
+    """The whole model on every rank, or on the only one; gradients are summed while the backward pass goes on.
 
-    >>> model = nn.Linear(2, 1)
-    >>> Replicated().prepare(model) is model
+    Not `torch.nn.DataParallel`: it copies the model to all devices in each step, runs them by threads of one process
+    behind one interpreter lock, and gathers outputs on one of them (torch's own documentation advises against it).
+
+    Args:
+        overlap: False to sum gradients in one message after the backward pass, where a loss balancing takes its
+            gradients in a way that `DistributedDataParallel` does not see.
+
+    >>> strategy, model = Replicated(), nn.Linear(2, 1)
+    >>> strategy.prepare(model); strategy.callable(model) is model
     True
     """
 
-    def prepare(self, model: nn.Module) -> nn.Module:
+    def __init__(self, *, overlap: bool = True) -> None:
+        self.overlap = overlap
+        self._wrapped: DistributedDataParallel | None = None
+        self._trained: frozenset[nn.Parameter] = frozenset()
+
+    def prepare(self, model: nn.Module) -> None:
         """See `Strategy.prepare`."""
         same_on_all(model, parameters=True)
-        return model
+
+    def callable(self, model: nn.Module) -> nn.Module:
+        """See `Strategy.callable`."""
+        trained = frozenset(parameter for parameter in model.parameters() if parameter.requires_grad)
+        if world()[1] == 1 or not self.overlap or not trained:
+            return model
+        if self._wrapped is None or trained != self._trained:
+            self._wrapped = None  # takes its hooks off before others come
+            # A task may have no label and a modality no row on one rank: what its step leaves out is zero there.
+            wrapped = DistributedDataParallel(
+                model, process_group=data_group(), broadcast_buffers=False, find_unused_parameters=True
+            )
+            wrapped.register_comm_hook(data_group() or distributed.group.WORLD, _summed)
+            self._wrapped, self._trained = wrapped, trained
+        return self._wrapped
 
     @property
     def ranks(self) -> int:
@@ -67,9 +108,14 @@ class Replicated:
         """See `Strategy.total`."""
         return sum_over_ranks(values)
 
-    def reduce(self, model: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
+    def micro(self, *, last: bool, even: bool) -> AbstractContextManager[Any]:
+        """See `Strategy.micro`."""
+        return nullcontext() if self._wrapped is None or (last and even) else self._wrapped.no_sync()
+
+    def reduce(self, parameters: Sequence[nn.Parameter], *, even: bool) -> None:
         """See `Strategy.reduce`."""
-        sum_gradients(parameters)
+        done = self._trained if self._wrapped is not None and even else frozenset()
+        sum_gradients([parameter for parameter in parameters if parameter not in done])
 
     def clip(self, parameters: Sequence[nn.Parameter], norm: float) -> torch.Tensor:
         """See `Strategy.clip`."""
@@ -87,6 +133,10 @@ class Alone(Replicated):
     1
     """
 
+    def callable(self, model: nn.Module) -> nn.Module:
+        """See `Strategy.callable`."""
+        return model
+
     @property
     def ranks(self) -> int:
         """See `Strategy.ranks`."""
@@ -96,8 +146,14 @@ class Alone(Replicated):
         """See `Strategy.total`."""
         return values
 
-    def reduce(self, model: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
+    def reduce(self, parameters: Sequence[nn.Parameter], *, even: bool) -> None:
         """See `Strategy.reduce`."""
 
     def settle(self, model: nn.Module) -> None:
         """See `Strategy.settle`."""
+
+
+def _summed(group, bucket):  # torch wants these two without annotations, or with evaluated ones
+    """Losses are divided by the labels of all ranks already, so gradients are summed; torch's default is their mean."""
+    done = distributed.all_reduce(bucket.buffer(), group=group, async_op=True).get_future()
+    return done.then(lambda future: future.value()[0])

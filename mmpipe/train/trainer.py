@@ -24,7 +24,8 @@ import torch
 from torch import nn
 
 from mmpipe.data.device import device_name, resolve
-from mmpipe.data.loader import DataLoader, world
+from mmpipe.data.loader import DataLoader
+from mmpipe.data.ranks import is_first, world
 from mmpipe.durable import write_bytes
 from mmpipe.errors import ConfigError, DataError
 from mmpipe.models.multitask import MultitaskModel, check_freeze, slot
@@ -49,13 +50,14 @@ from mmpipe.train.from_record import how_to_go_on
 from mmpipe.train.inputs import check_batches, check_inputs
 from mmpipe.train.loop import Loop
 from mmpipe.train.optimizer import OptimizerFactory, SchedulerFactory, name_of_factory
+from mmpipe.train.parallel import WHOLE, Parallel, laid_out
 from mmpipe.train.precision import check_precision
 from mmpipe.train.random_numbers import borrowed_generators, seed_generators
 from mmpipe.train.recompute import forget_blocks
 from mmpipe.train.resume import check_resumed, unfinished_run
 from mmpipe.train.tasks import Task
 
-OUTSIDE = ('progress', 'runs', 'device', 'callbacks')
+OUTSIDE = ('progress', 'runs', 'device', 'callbacks', 'parallel')
 """Settings about this process, not about what is trained."""
 COUNTS = (
     'epochs', 'max_steps', 'accumulate', 'checkpoint_every', 'keep_checkpoints', 'keep_every', 'evaluate_every',
@@ -96,6 +98,7 @@ class Trainer:
         recompute: activation checkpointing: True for every block that repeats, 'matmuls' to keep products of matrices,
             convolutions and attention, or names of modules; see `mmpipe.train.recompute`.
         compile: compile encoders, fusion and heads with `torch.compile`: True, or its mode.
+        parallel: how the processes of `torchrun` share a training; see `mmpipe.train.Parallel`.
         skip_nonfinite: so many steps whose loss is not finite change nothing and are recorded with their rows; after
             more the training goes back to its last checkpoint and leaves them out; after as many again it stops.
         callbacks: told of what happens, in order; see `mmpipe.train.Callback`.
@@ -142,6 +145,7 @@ class Trainer:
     channels_last: bool = False
     recompute: bool | str | Sequence[str] = False
     compile: bool | str = False
+    parallel: Parallel = WHOLE
     skip_nonfinite: int = 3
     callbacks: Sequence[Callback] = ()
     seed: int = 0
@@ -171,6 +175,7 @@ class Trainer:
             if getattr(self, name) < 0:
                 raise ConfigError(f'Trainer({name}={getattr(self, name)}): not below 0.')
         check_precision(self.precision)
+        self._check_parallel()
         check_balancing(self.balancing)
         if self.schedule not in SCHEDULES:
             raise ConfigError(
@@ -215,8 +220,9 @@ class Trainer:
             args: keyword arguments of the factory; JSON.
             tasks: for a model that has none of its own.
             resume: a run that was killed or stopped, or 'auto' for the newest one of this name, these settings and this
-                parent that ended before its time (a new one if there is none). Settings, rows and world size must be as
-                they were; then every weight comes out as if nothing had happened, bit for bit. A larger `epochs` trains
+                parent that ended before its time (a new one if there is none). Settings and rows must be as
+                they were, and the rows of a step; then every weight comes out as if nothing had happened, bit for bit
+                on as many ranks and to rounding on others. A larger `epochs` trains
                 a finished run on.
             continue_from: a run whose weights and fitted buffers to start from, on whatever rows `train` has now; a
                 task it did not have gets a new head, and classes that were appended to a task since get new rows in
@@ -263,42 +269,43 @@ class Trainer:
                 f'fit needs what makes a model, not {factory!r}: pass a factory with continue_from=run to train on, '
                 f'or mm.transfer(run, tasks=[...]) for new tasks.'
             )
-        record, reason = describe_factory(factory, args)
-        name = name or Path(place_of(train.rows.snapshot.root)).name
-        parent = _parent(factory, continue_from)
-        with borrowed_generators(train.device):
-            seed_generators(train.device, self.seed)
-            model = built(factory, args, device=train.device)
-            wanted = tasks_of(model, tasks)
-            fields = self._check_fields(model, wanted, train, val)
-            if val is not None and resume in (None, 'auto'):  # else they were compared when it began
-                known = known_classes(None if isinstance(factory, TransferFactory) else parent)
-                check_classes(wanted, train.rows, val.rows, known=known, allow=allow_unseen)
-            description = self._description(record, wanted, train)
-            run = self._run_to_resume(resume, name, description, parent)
-            model.to(train.device)
-            lineage = run.parent if run is not None else _lineage(parent, record, train.rows, wanted)
-            if run is None or run.newest_checkpoint() is None:
-                if lineage is not None and lineage['kind'] == 'continue':
-                    _carry_weights(model, open_run(lineage['path']), lineage['new_tasks'])
-                if hasattr(model, 'fit_buffers'):
-                    model.fit_buffers(train.seen)  # type: ignore[operator]
-            if self.channels_last:
-                model.to(memory_format=torch.channels_last)
-            if self.recompute:
-                forget_blocks(model, self.recompute)
-            if self.compile:
-                compile_parts(model, mode=None if self.compile is True else str(self.compile))
-            if run is None:
-                inputs = getattr(model, 'inputs', None)
-                run = self._start(name, description, reason, train, val, lineage, inputs=inputs)
-            with training(run) if world()[0] == 0 else nullcontext():
-                _keep_rows(run, 'train', train.rows)
-                if val is not None:
-                    _keep_rows(run, 'val', val.rows)
-                train = train.fresh(fields=fields)
-                val = val.fresh(fields=fields) if val is not None else None
-                return Loop(self, run, model, wanted, train, val).train()
+        with laid_out(self.parallel, train.device) as mesh:
+            record, reason = describe_factory(factory, args)
+            name = name or Path(place_of(train.rows.snapshot.root)).name
+            parent = _parent(factory, continue_from)
+            with borrowed_generators(train.device):
+                seed_generators(train.device, self.seed)
+                model = built(factory, args, device=train.device)
+                wanted = tasks_of(model, tasks)
+                fields = self._check_fields(model, wanted, train, val)
+                if val is not None and resume in (None, 'auto'):  # else they were compared when it began
+                    known = known_classes(None if isinstance(factory, TransferFactory) else parent)
+                    check_classes(wanted, train.rows, val.rows, known=known, allow=allow_unseen)
+                description = self._description(record, wanted, train)
+                run = self._run_to_resume(resume, name, description, parent)
+                model.to(train.device)
+                lineage = run.parent if run is not None else _lineage(parent, record, train.rows, wanted)
+                if run is None or run.newest_checkpoint() is None:
+                    if lineage is not None and lineage['kind'] == 'continue':
+                        _carry_weights(model, open_run(lineage['path']), lineage['new_tasks'])
+                    if hasattr(model, 'fit_buffers'):
+                        model.fit_buffers(train.seen)  # type: ignore[operator]
+                if self.channels_last:
+                    model.to(memory_format=torch.channels_last)
+                if self.recompute:
+                    forget_blocks(model, self.recompute)
+                if self.compile:
+                    compile_parts(model, mode=None if self.compile is True else str(self.compile))
+                if run is None:
+                    inputs = getattr(model, 'inputs', None)
+                    run = self._start(name, description, reason, train, val, lineage, inputs=inputs)
+                with training(run) if is_first() else nullcontext():
+                    _keep_rows(run, 'train', train.rows)
+                    if val is not None:
+                        _keep_rows(run, 'val', val.rows)
+                    train = train.fresh(fields=fields)
+                    val = val.fresh(fields=fields) if val is not None else None
+                    return Loop(self, run, model, wanted, train, val, mesh).train()
 
     def settings(self) -> dict[str, Any]:
         """The configuration as JSON, without what is about this machine or process.
@@ -331,6 +338,19 @@ class Trainer:
             if field.name not in OUTSIDE:
                 given[field.name] = 'default' if same else self._made_at  # type: ignore[attr-defined]
         return given
+
+    def _check_parallel(self) -> None:
+        if not isinstance(self.parallel, Parallel):
+            raise ConfigError(f'Trainer(parallel={self.parallel!r}): an mm.Parallel is meant.')
+        without = {
+            'ema': self.ema is not None, 'unfreeze': self.unfreeze is not None, 'compile': bool(self.compile),
+            'precision': self.precision == 'fp16',
+        }  # fmt: skip
+        for name in [name for name, given in without.items() if given and not self.parallel.whole]:
+            raise ConfigError(
+                f'Trainer({name}={getattr(self, name)!r}) needs the whole model on every rank, and {self.parallel} has '
+                f'it in parts: leave {name} out{" (bf16 works)" if name == "precision" else ""}, or use Parallel().'
+            )
 
     def _check_loaders(self, train: DataLoader, val: DataLoader | None) -> None:
         for what, loader in (('train', train), ('val', val)):
@@ -384,7 +404,7 @@ class Trainer:
             check_resumed(run, description, parent=parent)
             return run
         # Rank 0 decides: the others could find that a process trains the run by then, which is rank 0.
-        found = unfinished_run(name, description, parent=parent, runs=self.runs) if world()[0] == 0 else None
+        found = unfinished_run(name, description, parent=parent, runs=self.runs) if is_first() else None
         path = from_rank_0('' if found is None else str(found.path))
         return open_run(path) if path else None
 
@@ -399,11 +419,12 @@ class Trainer:
             'snapshot': _recorded(snapshot),
             'rows': {'train': len(train.rows), 'digest': train.digest},
             'loader': {
-                'batch_size': train.batch_size,
+                'batch_size': train.batches.global_batch or None,
                 'seed': train.batches.seed,
                 'sampling': train.batches.sampling.identity(),
                 'drop_last': train.batches.drop_last,
-                'world_size': world()[1],
+                # Batches that a sampling cuts to measure are cut for so many ranks.
+                'world_size': None if train.batches.global_batch else world()[1],
             },
             'trainer': self.settings(),
         }
@@ -419,7 +440,7 @@ class Trainer:
         *,
         inputs: list[str] | None,
     ) -> Run:
-        if world()[0] > 0:
+        if not is_first():
             return open_run(from_rank_0(''))
         going_on = how_to_go_on(self, {'train': train, 'val': val})
         cannot = {'rebuild': reason, 'resume': going_on.pop('reason')}
@@ -433,6 +454,7 @@ class Trainer:
                 'sources': self.sources(),
                 'git': git_state(code_folder(description['factory'])),
                 'machine': machine(device_name(train.device)),
+                'parallel': dataclasses.asdict(self.parallel),
                 'val_rows': len(val.rows) if val is not None else 0,
                 'val_split': _split_of(val.rows) if val is not None else None,
                 'cannot': {what: why for what, why in cannot.items() if why is not None},
@@ -448,7 +470,7 @@ class Trainer:
 def _keep_rows(run: Run, what: str, rows: Rows) -> None:
     """Store which rows a run is trained or measured on; also of a run that was killed before it came to that."""
     file = run.path / f'{what}_rows.npy'
-    if world()[0] == 0 and not file.is_file():
+    if is_first() and not file.is_file():
         content = io.BytesIO()
         np.save(content, np.sort(rows.hashes), allow_pickle=False)
         write_bytes(file, content.getbuffer())

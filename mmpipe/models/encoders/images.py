@@ -129,6 +129,21 @@ class TimmEncoder(nn.Module):
         """Images, of one size where the backbone has positions for that size alone."""
         return self._spec
 
+    def tensor_plan(self) -> dict[str, Any]:
+        """Of a transformer's blocks: which products tensor parallelism does in parts (Shoeybi et al. 2019, section 3).
+
+        Each MLP's first layer by columns and its second by rows, so that they need one sum between processes. timm's
+        attention makes queries, keys and values in one product, which cannot be cut by heads; it stays whole.
+        """
+        from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
+
+        names = [name for name, part in self.named_modules() if type(part).__name__ == 'Mlp']
+        return {
+            f'{name}.{layer}': style()
+            for name in names
+            for layer, style in (('fc1', ColwiseParallel), ('fc2', RowwiseParallel))
+        }
+
     def layers(self) -> list[nn.Module]:
         """Those of the backbone: stem, blocks, norm."""
         return layers_of(self.backbone)

@@ -1,0 +1,157 @@
+"""A model in parts over processes: FSDP2's `fully_shard` by block, and tensor parallelism by the model's own plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
+
+from mmpipe.data.ranks import world
+from mmpipe.errors import ConfigError, TrainError
+from mmpipe.models.contract import layers_of
+from mmpipe.models.spread import mesh_of, whole_of
+from mmpipe.train.distributed import same_on_all, sum_gradients, sum_over_ranks
+
+
+class Sharded:
+    """See `mmpipe.train.strategy.Strategy`; parameters become `DTensor`s in place, and the model itself is called.
+
+    Args:
+        mesh: of `mmpipe.train.parallel.DIMENSIONS`.
+        precision: of the training: with 'bf16', blocks gather their parameters in it; sums of gradients stay float32.
+    """
+
+    def __init__(self, mesh: Any, *, precision: str = 'fp32') -> None:
+        self.mesh, self.precision = mesh, precision
+        self.replicate, self.shard, self.tensor = mesh.shape
+        self._parts: list[FSDPModule] = []
+
+    def prepare(self, model: nn.Module) -> None:
+        """See `Strategy.prepare`.
+
+        Raises:
+            ConfigError: no plan for tensor parallelism.
+            TrainError: what was asked for was not applied.
+        """
+        same_on_all(model, parameters=True)
+        if hasattr(model, 'every_encoder'):
+            model.every_encoder = True  # type: ignore[assignment]  # a rank that leaves an encoder out would be waited for
+        if self.tensor > 1:
+            parallelize_module(model, self.mesh['tp'], dict(_plan(model)))
+        if self.replicate * self.shard > 1:
+            mesh = self.mesh['dp_replicate', 'dp_shard'] if self.replicate > 1 else self.mesh['dp_shard']
+            low = self.precision == 'bf16'
+            policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if low else MixedPrecisionPolicy()
+            blocks = [block for part in _encoders(model) for block in layers_of(part)]
+            for block in blocks:
+                fully_shard(block, mesh=mesh, mp_policy=policy)
+            fully_shard(model, mesh=mesh)
+            self._parts = [part for part in model.modules() if isinstance(part, FSDPModule)]
+            for part in self._parts:  # losses are divided by the labels of all ranks, so gradients are summed
+                part.set_gradient_divide_factor(1.0)
+                part.set_force_sum_reduction_for_comms(True)
+            if len(self._parts) != len(blocks) + 1:
+                raise TrainError(f'fully_shard wrapped {len(self._parts)} modules of {len(blocks) + 1}.')
+        self._assert_applied(model)
+
+    def callable(self, model: nn.Module) -> nn.Module:
+        """See `Strategy.callable`."""
+        return model
+
+    @property
+    def ranks(self) -> int:
+        """See `Strategy.ranks`."""
+        return world()[1]
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """See `Strategy.total`."""
+        return sum_over_ranks(values)
+
+    def micro(self, *, last: bool, even: bool) -> AbstractContextManager[Any]:
+        """See `Strategy.micro`.
+
+        Raises:
+            ConfigError: a rank has no row, and could not take part in gathering parameters.
+        """
+        if not even and self._parts:
+            raise ConfigError(
+                f'The last step of an epoch has fewer rows than the {self.ranks} ranks that share it, and with '
+                f'dp_shard every rank has to take part. Give the training loader pad_last=True or drop_last=True.'
+            )
+        for part in self._parts:
+            part.set_requires_gradient_sync(last, recurse=False)
+        return nullcontext()
+
+    def reduce(self, parameters: Sequence[nn.Parameter], *, even: bool) -> None:
+        """See `Strategy.reduce`: of what lies beside the model, such as a balancing; `fully_shard` does the rest."""
+        sum_gradients([parameter for parameter in parameters if mesh_of(parameter) is None])
+
+    def clip(self, parameters: Sequence[nn.Parameter], norm: float) -> torch.Tensor:
+        """See `Strategy.clip`."""
+        # One norm per mesh: torch does not mix tensors of several in one operation.
+        groups: dict[Any, list[nn.Parameter]] = {}
+        for parameter in parameters:
+            if parameter.grad is not None:
+                groups.setdefault(mesh_of(parameter), []).append(parameter)
+        norms = [
+            whole_of(nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]))
+            for group in groups.values()
+        ]
+        total = torch.linalg.vector_norm(torch.stack(norms))
+        for group in groups.values():
+            nn.utils.clip_grads_with_norm_(group, norm, total)
+        return total
+
+    def settle(self, model: nn.Module) -> None:
+        """See `Strategy.settle`."""
+        same_on_all(model, parameters=False)
+
+    def _assert_applied(self, model: nn.Module) -> None:
+        """A silent fallback would train something else, or with all of the memory that was to be saved."""
+        whole = [name for name, parameter in model.named_parameters() if not isinstance(parameter, DTensor)]
+        if self._parts and whole:
+            raise TrainError(f'{whole[0]} is not sharded, though dp_shard={self.shard} was asked for.')
+        if self.tensor > 1 and not any('tp' in (mesh_of(p) or _NO_MESH).mesh_dim_names for p in model.parameters()):
+            raise TrainError(f'No parameter is in parts, though tp={self.tensor} was asked for.')
+
+
+class _NoMesh:
+    mesh_dim_names: tuple[str, ...] = ()
+
+
+_NO_MESH = _NoMesh()
+
+
+def _encoders(model: nn.Module) -> list[nn.Module]:
+    encoders = getattr(model, 'encoders', None)
+    return list(encoders.values()) if isinstance(encoders, nn.ModuleDict) else [model]
+
+
+def _plan(model: nn.Module) -> Mapping[str, ParallelStyle]:
+    """By the model itself, or else by its encoders.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if callable(getattr(model, 'tensor_plan', None)):
+        return model.tensor_plan()  # type: ignore[operator]
+    names = {id(part): name for name, part in model.named_modules()}
+    found = {
+        f'{names[id(part)]}.{inner}': style
+        for part in _encoders(model)
+        if callable(getattr(part, 'tensor_plan', None))
+        for inner, style in part.tensor_plan().items()  # type: ignore[operator]
+    }
+    if not found:
+        raise ConfigError(
+            f'Parallel(tp=...) needs a plan: a method tensor_plan() of {type(model).__name__} or of an encoder of it '
+            f'that gives {{name of a module: a style of torch.distributed.tensor.parallel}}, such as '
+            f"{{'blocks.0.mlp.fc1': ColwiseParallel()}}."
+        )
+    return found

@@ -1,0 +1,125 @@
+"""However a model is spread over processes, it takes the steps of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import parallel_script
+import pytest
+import torch
+from parallel_script import train_once, write_rows
+
+import mmpipe as mm
+from mmpipe.errors import ConfigError
+from mmpipe.models.weights_file import load_weights
+from mmpipe.runs import open_run
+
+SCRIPT = Path(parallel_script.__file__)
+LAUNCH = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
+WAYS = {
+    'fsdp': {'dp_shard': 2},
+    'ddp': {},
+    'tensor': {'tp': 2},
+    'hybrid': {'dp_replicate': 2, 'dp_shard': 2},
+    'data_x_tensor': {'dp_replicate': 2, 'tp': 2},
+    'shards_x_tensor': {'dp_shard': 2, 'tp': 2},
+}
+
+
+@pytest.fixture(scope='module')
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp('vit') / 'shards'
+    write_rows(folder)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def alone(shards, tmp_path_factory):
+    runs = tmp_path_factory.mktemp('alone')
+    train_once(str(shards), str(runs), mm.Parallel())
+    return open_run('vit', runs=runs)
+
+
+def spread(shards: Path, runs: Path, processes: int, **options) -> subprocess.CompletedProcess:
+    command = [*LAUNCH, '--nproc-per-node', processes, SCRIPT, shards, runs, json.dumps(options)]
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    return subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=120)
+
+
+def losses(run) -> list[float]:
+    return [line['loss'] for line in run.history() if 'loss' in line]
+
+
+def weights(run) -> dict[str, torch.Tensor]:
+    return load_weights(run.checkpoint() / 'model.safetensors')
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize('way', [
+    way if way == 'fsdp' else pytest.param(way, marks=pytest.mark.slow) for way in WAYS
+])  # fmt: skip
+def test_it_takes_the_steps_of_one_process(shards, alone, tmp_path, way):
+    sizes = WAYS[way]
+    processes = 4 if len(sizes) > 1 else 2
+    done = spread(shards, tmp_path, processes, parallel=sizes)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = open_run('vit', runs=tmp_path)
+    assert losses(run) == pytest.approx(losses(alone), rel=1e-5)
+    assert run.metrics['kind']['n'] == alone.metrics['kind']['n']
+    for task in ('kind', 'price'):
+        assert run.metrics[task]['loss'] == pytest.approx(alone.metrics[task]['loss'], rel=1e-5)
+    expected = weights(alone)
+    for name, value in weights(run).items():  # Adam turns rounding of small gradients into steps of the rate's size
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=2e-4, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_with_bf16_the_losses_are_those_of_one_process_to_a_percent(shards, alone, tmp_path):
+    done = spread(shards, tmp_path, 2, parallel={'dp_shard': 2}, precision='bf16')
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(open_run('vit', runs=tmp_path)) == pytest.approx(losses(alone), rel=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ('first', 'second'), [(('fsdp', 2), ('hybrid', 4)), (('shards_x_tensor', 4), (None, 1)), ((None, 1), ('tensor', 2))]
+)
+def test_a_run_goes_on_over_another_number_of_processes(shards, alone, tmp_path, first, second):
+    for (way, processes), steps in ((first, 3), (second, 5)):
+        if way is None:
+            train_once(str(shards), str(tmp_path), mm.Parallel(), max_steps=steps)
+        else:
+            done = spread(shards, tmp_path, processes, parallel=WAYS[way], max_steps=steps)
+            assert done.returncode == 0, done.stderr[-3000:]
+        if steps == 3:  # as if it had been stopped there
+            run = open_run('vit', runs=tmp_path)
+            file = run.path / 'run.json'
+            file.write_text(file.read_text().replace('"finished"', '"interrupted"'))
+    run = open_run('vit', runs=tmp_path)
+    assert run.id == 'vit/0001'
+    assert losses(run) == pytest.approx(losses(alone), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'dp_shard': 0}, 'a whole number from 1 on'),
+        ({'dp_shard': 2}, r'wants a multiple of 2 processes, and there are 1'),
+        ({'dp_replicate': 3, 'tp': 2}, 'wants 6 processes, and there are 1'),
+    ],
+)
+def test_a_number_of_processes_that_does_not_fit_is_refused(shards, tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        train_once(str(shards), str(tmp_path), mm.Parallel(**options))
+
+
+@pytest.mark.parametrize('options', [{'ema': 0.9}, {'precision': 'fp16'}, {'compile': True}, {'unfreeze': {0: None}}])
+def test_what_needs_the_whole_model_is_refused_beside_parts_of_it(options):
+    with pytest.raises(ConfigError, match=f'{next(iter(options))}.* needs the whole model on every rank'):
+        mm.Trainer(parallel=mm.Parallel(dp_shard=2), **options)
