@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,6 +64,21 @@ def journal(folder: Path) -> optuna.storages.BaseStorage:
             with open(file, 'r+b') as cut:
                 cut.truncate(content.rfind(b'\n') + 1)
     return JournalStorage(JournalFileBackend(str(file)))
+
+
+def with_driver(storage: str | optuna.storages.BaseStorage) -> str | optuna.storages.BaseStorage:
+    """A URL of Postgres that names no driver gets the one that Pixeltable brings, unless SQLAlchemy's old one is here.
+
+    Args:
+        storage: URL or storage of Optuna.
+
+    >>> with_driver('sqlite:///study.db')
+    'sqlite:///study.db'
+    """
+    plain = ('postgresql://', 'postgres://')
+    if not isinstance(storage, str) or not storage.startswith(plain) or importlib.util.find_spec('psycopg2'):
+        return storage
+    return f'postgresql+psycopg://{storage.partition("://")[2]}'
 
 
 def check_study(study: optuna.Study, goals: Sequence[str], space: Mapping[str, Any]) -> None:
