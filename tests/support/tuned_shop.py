@@ -26,6 +26,7 @@ def fit(root, trainer, *, hidden=4):
         'pid': os.getpid(), 'threads': torch.get_num_threads(), 'cores': sorted(os.sched_getaffinity(0)),
         'parent': os.getppid(),
     }  # fmt: skip
+    Path(trainer.runs).parent.mkdir(parents=True, exist_ok=True)
     with open(Path(trainer.runs).parent / 'processes.jsonl', 'a') as file:
         file.write(json.dumps(note) + '\n')
     snapshot = mm.open_snapshot(root)
