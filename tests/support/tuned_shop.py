@@ -24,7 +24,7 @@ def fit(root, trainer, *, hidden=4):
     """Train, and note in the trial's folder which process did, with what."""
     note = {
         'pid': os.getpid(), 'threads': torch.get_num_threads(), 'cores': sorted(os.sched_getaffinity(0)),
-        'parent': os.getppid(),
+        'parent': os.getppid(), 'trial': int(Path(trainer.runs).name),
     }  # fmt: skip
     Path(trainer.runs).parent.mkdir(parents=True, exist_ok=True)
     with open(Path(trainer.runs).parent / 'processes.jsonl', 'a') as file:
