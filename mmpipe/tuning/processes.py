@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -94,7 +95,7 @@ class Worker:
     """This side of a worker process.
 
     Args:
-        task: (fit, base, goals).
+        task: (fit, base, goals, printing).
         cores: to stay on; None where they cannot be chosen.
         device: as `devices` gives it.
     """
@@ -138,11 +139,12 @@ def train_in_processes(
     import torch
 
     found = devices(processes, visible=os.environ.get('CUDA_VISIBLE_DEVICES'), count=torch.cuda.device_count())
+    task = (fit, base, goals, sys.stdout is not sys.stderr)
     workers: list[Worker] = []
     try:
         with noted_interrupt() as interrupt:
             for cores, device in zip(shares(processes), found, strict=True):
-                workers.append(Worker((fit, base, goals), cores, device))
+                workers.append(Worker(task, cores, device))
             asked_at = None
             while workers:
                 if interrupt.asked and asked_at is None:
@@ -160,7 +162,7 @@ def train_in_processes(
                         workers.remove(worker)
                         again = _bury(worker, search, counts=asked_at is None)
                         if again and asked_at is None:
-                            workers.append(Worker((fit, base, goals), *worker.place))
+                            workers.append(Worker(task, *worker.place))
     finally:
         for worker in workers:
             worker.process.kill()

@@ -23,7 +23,12 @@ INTERRUPTED = 130
 
 
 def work(
-    pipe: Connection, fit: Callable[..., Run], base: Trainer, goals: Sequence[str], cores: frozenset[int] | None
+    pipe: Connection,
+    fit: Callable[..., Run],
+    base: Trainer,
+    goals: Sequence[str],
+    printing: bool,
+    cores: frozenset[int] | None,
 ) -> None:
     """Say that this process is ready, then take jobs and send outcomes, until None comes or nobody is there any more.
 
@@ -32,9 +37,12 @@ def work(
         fit: as for `mm.tune`.
         base: trainer that values are put into.
         goals: what to measure.
+        printing: False to let what is printed go to stderr, where a command keeps its stdout for the result.
         cores: to stay on; None where they cannot be chosen.
     """
     _settle(cores)
+    if not printing:
+        sys.stdout = sys.stderr
 
     def tell(message: Message) -> bool:
         pipe.send(message)
