@@ -18,7 +18,7 @@ from mmpipe.tuning.processes import check_sent, train_in_processes
 from mmpipe.tuning.pruning import Listening
 from mmpipe.tuning.search import Search
 from mmpipe.tuning.space import Space, check_space
-from mmpipe.tuning.studies import check_study, held, journal, place_of_trials, with_driver
+from mmpipe.tuning.studies import check_study, held, journal, opening, place_of_trials, with_driver
 from mmpipe.tuning.trials import train_trial
 
 if TYPE_CHECKING:
@@ -113,18 +113,20 @@ def tune(
     folder = root / name
     with held(folder):
         place = place_of_trials(folder)
-        if study is None:
-            study = optuna.create_study(
-                study_name=name,
-                storage=journal(folder) if storage is None else with_driver(storage),
-                sampler=sampler,
-                pruner=pruner,
-                directions=[direction(goal) for goal in goals],
-                load_if_exists=True,
-            )
-            if sampler is None:
-                study.sampler = _sampler(seed, len(study.trials), '' if storage is None else place, processes)
-        check_study(study, goals, space)
+        at = journal(folder) if storage is None and study is None else with_driver(storage)
+        with opening(at):
+            if study is None:
+                study = optuna.create_study(
+                    study_name=name,
+                    storage=at,
+                    sampler=sampler,
+                    pruner=pruner,
+                    directions=[direction(goal) for goal in goals],
+                    load_if_exists=True,
+                )
+                if sampler is None:
+                    study.sampler = _sampler(seed, len(study.trials), '' if storage is None else place, processes)
+            check_study(study, goals, space)
         search = Search(study, space, folder=folder, count=trials, place=place, progress=progress)
         if processes > 1:
             train_in_processes(search, fit, base, goals=goals, processes=processes)
