@@ -79,7 +79,10 @@ def _figures(study: optuna.Study, done: list[Any], goals: list[str], settings: A
     def axes_of(draw: Callable[..., Any], *args: Any, title: str, **options: Any) -> Any:
         axes = draw(*args, **options)  # chooses a style for the whole process, which the caller's context undoes
         pyplot.rcParams.update(settings)
-        axes.set_title(title, family=settings['font.family'])
+        axes.set_title('', loc='left')  # where Optuna puts the title of some plots, beside which ours would stand
+        axes.set_title(title, family=settings['font.family'], fontsize=11)
+        if axes.get_legend() is not None:
+            axes.legend(loc='best')
         axes.figure.set_size_inches(7, 4)
         return axes
 
