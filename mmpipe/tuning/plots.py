@@ -102,7 +102,11 @@ def _figures(study: optuna.Study, done: list[Any], goals: list[str], settings: A
             )  # fmt: skip
             yield f'importance-{goal}', axes.figure
     if len(goals) in (2, 3):
-        axes = axes_of(drawn.plot_pareto_front, study, title=f'{study.study_name}: the front', target_names=goals)
+        names = [_with_unit(goal) for goal in goals]
+        axes = axes_of(drawn.plot_pareto_front, study, title=f'{study.study_name}: the front', target_names=names)
+        if 'memory' in goals:  # Optuna draws values as they are
+            axis = (axes.xaxis, axes.yaxis, getattr(axes, 'zaxis', None))[goals.index('memory')]
+            axis.set_major_formatter(lambda value, _: f'{value / 1e6:,.6g}')
         yield 'front', axes.figure
 
 
