@@ -105,7 +105,7 @@ def _figures(study: optuna.Study, done: list[Any], goals: list[str], settings: A
         names = [_with_unit(goal) for goal in goals]
         axes = axes_of(drawn.plot_pareto_front, study, title=f'{study.study_name}: the front', target_names=names)
         if 'memory' in goals:  # Optuna draws values as they are
-            axis = (axes.xaxis, axes.yaxis, getattr(axes, 'zaxis', None))[goals.index('memory')]
+            axis = getattr(axes, 'xyz'[goals.index('memory')] + 'axis')
             axis.set_major_formatter(lambda value, _: f'{value / 1e6:,.6g}')
         yield 'front', axes.figure
 
