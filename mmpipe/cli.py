@@ -332,6 +332,58 @@ def resume(
     _print(run, as_json)
 
 
+@app.command(epilog='Example: mmpipe tune demo --trials 20 --processes 2 --plots tuning')
+def tune(
+    pipeline: PipelineName,
+    directory: Directory = None,
+    root: Root = None,
+    trials: Annotated[int | None, typer.Option(help='How many the study is to have at the end.')] = None,
+    processes: Annotated[int | None, typer.Option(help='Trials at once, each with its share of the cores.')] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="'task.metric', 'seconds' or 'memory'; again for several goals.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the study; the snapshot's when left out.")] = None,
+    storage: Annotated[
+        str | None, typer.Option(help='URL of a database, as for several machines; a file in the runs when left out.')
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help='Of the sampler.')] = None,
+    plots: Annotated[
+        Path | None, typer.Option(metavar='DIR', help='Write history and importances there. Needs the extra plots.')
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search settings with Optuna, by what the pipeline's training.tuning() declares. Run again, it goes on."""
+
+    def run() -> tuple[Any, str]:
+        from mmpipe.errors import require
+        from mmpipe.pipeline import find_pipeline
+        from mmpipe.progress import StageProgress
+
+        require('tune', 'optuna', why='mmpipe tune')
+        if plots is not None:
+            require('plots', 'matplotlib', why='mmpipe tune --plots')
+        found = find_pipeline(pipeline, directory=directory)
+        place = None if root is None else _place(root, found.root)
+        show = StageProgress()
+        with show.stage('import'):
+            from mmpipe.tuning.pipeline import lines_of, summary, tune_pipeline
+        with show.stage('tune'):
+            study = tune_pipeline(
+                found, root=place, name=name, trials=trials, processes=processes, storage=storage, seed=seed,
+                metric=(metric[0] if len(metric) == 1 else metric) if metric else None, progress=show,
+            )  # fmt: skip
+        result = summary(study)
+        lines = [lines_of(result)]
+        if plots is not None:
+            from mmpipe.tuning.plots import save_plots
+
+            result['plots'] = [str(path) for path in save_plots(study, plots)]
+            lines.append(f'wrote {", ".join(result["plots"])}')
+        return result, '\n'.join(lines)
+
+    _print(run, as_json)
+
+
 @app.command(epilog='Example: mmpipe runs demo')
 def runs(
     name: Annotated[str | None, typer.Argument(help="Of the runs, such as 'demo'; all when left out.")] = None,

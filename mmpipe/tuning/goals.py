@@ -1,23 +1,25 @@
-"""What is optimised: a metric of the validation rows, or the seconds that a trial took."""
+"""What is optimised: a metric of the validation rows, the seconds that a trial took, or its peak memory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from mmpipe.errors import ConfigError, RunError
 from mmpipe.runs import Run
 from mmpipe.runs.keep import LOWER_IS_BETTER
 
-SECONDS = 'seconds'
+SECONDS, MEMORY = 'seconds', 'memory'
+COSTS = (SECONDS, MEMORY)
+"""Goals that are no metric of a task; lower is better."""
 
 
 def check_goals(metrics: str | Sequence[str]) -> tuple[str, ...]:
     """Goals as a tuple of names.
 
     Args:
-        metrics: 'task.metric', with a `-` before it where less is better and the name does not tell; 'seconds'; or
-            several of them.
+        metrics: 'task.metric', with a `-` before it where less is better and the name does not tell; 'seconds';
+            'memory' (see `mmpipe.tuning.memory`); or several of them.
 
     Raises:
         ConfigError: none, one twice, or a name without a task.
@@ -26,9 +28,11 @@ def check_goals(metrics: str | Sequence[str]) -> tuple[str, ...]:
     ('kind.accuracy', 'seconds')
     """
     goals = (metrics,) if isinstance(metrics, str) else tuple(metrics)
-    wrong = [goal for goal in goals if goal != SECONDS and not all(goal.removeprefix('-').rpartition('.'))]
+    wrong = [goal for goal in goals if goal not in COSTS and not all(goal.removeprefix('-').rpartition('.'))]
     if wrong or not goals or len(set(goals)) < len(goals):
-        raise ConfigError(f"metric={metrics!r}: 'task.metric' or 'seconds' is meant, or several different ones.")
+        raise ConfigError(
+            f"metric={metrics!r}: 'task.metric', 'seconds' or 'memory' is meant, or several different ones."
+        )
     return goals
 
 
@@ -38,23 +42,23 @@ def direction(goal: str) -> Literal['minimize', 'maximize']:
     >>> direction('kind.accuracy'), direction('price.rmse'), direction('-kind.ece'), direction('seconds')
     ('maximize', 'minimize', 'minimize', 'minimize')
     """
-    lower = goal == SECONDS or goal.startswith('-') or goal.rpartition('.')[2] in LOWER_IS_BETTER
+    lower = goal in COSTS or goal.startswith('-') or goal.rpartition('.')[2] in LOWER_IS_BETTER
     return 'minimize' if lower else 'maximize'
 
 
-def value_of(goal: str, run: Run, *, seconds: float) -> float:
+def value_of(goal: str, run: Run, *, costs: Mapping[str, float]) -> float:
     """The value of a goal.
 
     Args:
         goal: as `check_goals` gives it.
         run: finished.
-        seconds: that the trial took.
+        costs: {'seconds': that the trial took, 'memory': bytes}.
 
     Raises:
         RunError: the run was not measured by it, or its value is not finite.
     """
-    if goal == SECONDS:
-        return seconds
+    if goal in COSTS:
+        return costs[goal]
     task, _, metric = goal.removeprefix('-').rpartition('.')
     value = run.metrics.get(task, {}).get(metric)
     if value is None:

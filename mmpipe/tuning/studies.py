@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import platform
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,8 @@ except ImportError:  # Windows has no such lock; there, two processes could take
     fcntl = None  # type: ignore[assignment]
 
 JOURNAL = 'study.journal'
+OPENING = zlib.crc32(b'mmpipe.tuning')
+"""Key of the advisory lock of Postgres under which studies are opened."""
 
 
 @contextmanager
@@ -63,6 +67,44 @@ def journal(folder: Path) -> optuna.storages.BaseStorage:
             with open(file, 'r+b') as cut:
                 cut.truncate(content.rfind(b'\n') + 1)
     return JournalStorage(JournalFileBackend(str(file)))
+
+
+def with_driver(
+    storage: str | optuna.storages.BaseStorage | None,
+) -> str | optuna.storages.BaseStorage | None:
+    """A URL of Postgres that names no driver gets the one that Pixeltable brings, unless SQLAlchemy's old one is here.
+
+    Args:
+        storage: URL or storage of Optuna.
+
+    >>> with_driver('sqlite:///study.db')
+    'sqlite:///study.db'
+    """
+    plain = ('postgresql://', 'postgres://')
+    if not isinstance(storage, str) or not storage.startswith(plain) or importlib.util.find_spec('psycopg2'):
+        return storage
+    return f'postgresql+psycopg://{storage.partition("://")[2]}'
+
+
+@contextmanager
+def opening(storage: str | optuna.storages.BaseStorage | None) -> Iterator[None]:
+    """Let one process at a time open a study of a Postgres: two that make Optuna's tables at once fail.
+
+    Args:
+        storage: as `with_driver` gives it; nothing is done about others than a URL of Postgres.
+
+    >>> with opening('sqlite:///study.db'):
+    ...     pass
+    """
+    if not isinstance(storage, str) or not storage.startswith(('postgresql', 'postgres:')):
+        yield
+        return
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(storage, poolclass=sqlalchemy.NullPool)
+    with engine.connect() as connection:  # the lock ends with it, however this process ends
+        connection.execute(sqlalchemy.text('SELECT pg_advisory_lock(:key)'), {'key': OPENING})
+        yield
 
 
 def check_study(study: optuna.Study, goals: Sequence[str], space: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,30 @@ def train(
         continue_from=continue_from,
         progress=progress,
     )
+
+
+def fit_trial(snapshot: Snapshot, trainer: mm.Trainer) -> Run:
+    """Train one trial of a search."""
+    return trainer.fit(
+        build_model,
+        loader(snapshot.split('train'), train=True),
+        loader(snapshot.split('val'), train=False),
+        args=model_args(snapshot),
+        resume='auto',
+        allow_unseen=True,
+    )
+
+
+def tuning(snapshot: Snapshot) -> dict[str, Any]:
+    """What `mmpipe tune demo` searches: arguments of `mm.tune`."""
+    from mmpipe.tuning import Float
+
+    return {
+        'fit': functools.partial(fit_trial, snapshot),
+        'space': {'lr': Float(3e-4, 1e-2, log=True), 'weight_decay': Float(1e-3, 0.5, log=True)},
+        'metric': 'category.accuracy',
+        'trainer': mm.Trainer(epochs=EPOCHS, schedule='cosine', evaluate_every=4),
+    }
 
 
 def test(run: Run, snapshot: Snapshot) -> dict[str, dict[str, Any]]:
