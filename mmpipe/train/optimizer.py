@@ -188,10 +188,17 @@ def groups_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 
 
 def set_groups(optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]]) -> None:
-    """What `groups_of` told."""
+    """What `groups_of` told, also of a model that was spread otherwise, whose groups were split in other ways."""
+    if len(groups) != len(optimizer.param_groups):
+        by_kind = {_kind(told): told for told in groups}
+        groups = [by_kind[_kind(group)] for group in optimizer.param_groups]
     for group, told in zip(optimizer.param_groups, groups, strict=True):
         for key, value in told.items():
             group[key] = tuple(value) if isinstance(value, list) and isinstance(group.get(key), tuple) else value
+
+
+def _kind(group: Mapping[str, Any]) -> tuple[Any, Any]:
+    return group.get('lr_scale'), group.get('weight_decay')
 
 
 def name_of_factory(factory: Any) -> str | None:

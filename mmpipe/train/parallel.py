@@ -62,8 +62,7 @@ class Parallel:
         if replicate * inner != processes:
             raise ConfigError(
                 f'{self} wants {"a multiple of " if self.dp_replicate is None else ""}{replicate * inner} processes, '
-                f'and there are {processes}. Start as many (torchrun --nproc-per-node, mmpipe train --nproc), or give '
-                f'other numbers.'
+                f'and there are {processes}. Start as many (torchrun --nproc-per-node), or give other numbers.'
             )
         return replicate, self.dp_shard, self.tp
 
