@@ -91,7 +91,7 @@ def from_arrays(arrays: ArrayRecord, model: nn.Module, names: Sequence[str]) -> 
             )
         if not bool(torch.isfinite(value).all()):
             raise ModelError(
-                f'The arrays that came hold a value of {name!r} that is not finite: a client diverged, or noise did it. '
+                f'The arrays that came hold a value of {name!r} that is not finite: a client diverged, or noise did. '
                 f'Lower the learning rate, or use a strategy that leaves such clients out.'
             )
         found[name] = value.to(own[name].dtype)
