@@ -25,7 +25,8 @@ def skew(parts):
     shares = []
     for part in parts:
         words = [word for word in part.words('kind') if word is not None]
-        shares.append(max(words.count(word) for word in set(words)) / len(words))
+        if words:
+            shares.append(max(words.count(word) for word in set(words)) / len(words))
     return float(np.mean(shares))
 
 

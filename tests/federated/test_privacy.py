@@ -60,7 +60,7 @@ def private(roots, tmp_path, *, lr, **settings):
 
 
 def test_the_noise_on_the_mean_is_as_stated_and_the_run_records_epsilon(roots, tmp_path):
-    run, models = private(roots, tmp_path, lr=1e-12, noise_multiplier=2.0)
+    run, models = private(roots, tmp_path, lr=1e-6, noise_multiplier=2.0)
     steps = np.diff(models, axis=0)
     assert (steps != 0).all()  # the parameter that is a single number has its noise, too
     assert steps.std() == pytest.approx(2.0 * 0.5 / 4, rel=0.3)
@@ -96,7 +96,7 @@ def test_the_budget_ends_a_federation(roots, tmp_path):
 def test_local_noise_is_on_each_message_and_clients_need_not_trust_the_server(roots, tmp_path):
     mod, spent = local_dp(noise_multiplier=3.0, clipping_norm=0.5, rounds=1, delta=1e-5)
     sent = []
-    trainer = mm.Trainer(runs=tmp_path, lr=1e-12)
+    trainer = mm.Trainer(runs=tmp_path, lr=1e-6)
     app = client(tmp_path, trainer=trainer, mods=[mod])
     mm.federated.simulate(server(tmp_path, strategies.FedAvg(), rounds=1), app, roots, listen=sent.append)
     asked, answered = (

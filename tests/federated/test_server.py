@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from federation import ROUNDS, batches, build_plain, client, server
+from shop_snapshot import write_shop
 
 import mmpipe as mm
 from mmpipe.errors import ConfigError, MmpipeError, TrainError
@@ -14,11 +15,12 @@ from mmpipe.models.rebuild import run_weights
 strategies = pytest.importorskip('flwr.serverapp.strategy')
 
 
-def accuracy(strategy, roots, tmp_path, *, poison=None, rounds=4):
+def accuracy(strategy, roots, tmp_path, *, poison=None, rounds=6):
     """Of the global model on a shop that no client has, with one client that poisons."""
     trainer = mm.Trainer(runs=tmp_path, lr=0.02, epochs=2)
     apps = [client(tmp_path, trainer=trainer, mods=[] if poison is None or number else [poison]) for number in range(4)]
-    app = server(tmp_path, strategy, rounds=rounds, val=lambda: batches(mm.open_snapshot(roots[1]), 'val'))
+    other = write_shop(tmp_path / 'other', 400, seed=99, holes=0.0)
+    app = server(tmp_path, strategy, rounds=rounds, val=lambda: batches(other, 'val'))
     run = mm.federated.simulate(app, apps, roots)
     return run.history()[-1]['server']['kind.accuracy']
 
@@ -41,7 +43,7 @@ def test_a_median_withstands_a_poisoning_client_and_a_mean_does_not(roots, tmp_p
     krum = accuracy(strategies.Krum(num_malicious_nodes=1), roots, tmp_path / 'krum', poison=poison)
     assert honest > 0.8
     assert poisoned < honest - 0.3
-    assert min(robust, krum) > honest - 0.1
+    assert min(robust, krum) > max(honest - 0.15, poisoned + 0.2)
 
 
 @pytest.mark.parametrize(
