@@ -92,10 +92,14 @@ def main() -> None:
         trainer = mm.Trainer(epochs=2, lr=3e-3, runs=Path(folder) / 'runs', device='cpu')
 
         alone = [trainer.fit(build_model, batches(mm.open_snapshot(root), 'train'), name='alone') for root in roots]
-        print(f'alone, {trainer.epochs} epochs: ' + ', '.join(f'{accuracy(mm.load_model(r), whole):.3f}' for r in alone))
+        print(
+            f'alone, {trainer.epochs} epochs: ' + ', '.join(f'{accuracy(mm.load_model(r), whole):.3f}' for r in alone)
+        )
 
         # Uneven clients may say how many rows they have; with weight='equal' they would not.
-        client = mm.federated.client_app(build_model, batches, trainer=trainer, metrics=['digit.accuracy'], weight='rows')
+        client = mm.federated.client_app(
+            build_model, batches, trainer=trainer, metrics=['digit.accuracy'], weight='rows'
+        )
         found = {}
         for strategy in (FedAvg(), FedProx(proximal_mu=0.1), FedMedian()):
             server = mm.federated.server_app(strategy, build_model, rounds=rounds, runs=trainer.runs)
