@@ -34,9 +34,6 @@ publisher = "mmpipe"
 [tool.flwr.app.components]
 serverapp = "shop_app:server"
 clientapp = "shop_app:client"
-
-[tool.flwr.app.config]
-num-server-rounds = 2
 """
 
 
