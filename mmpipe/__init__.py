@@ -84,12 +84,14 @@ _WHERE: dict[str, str | None] = {
     'linear_probe': 'mmpipe.train',
     'continue_training': 'mmpipe.train',
     'tune': 'mmpipe.tuning',
+    'federated': None,
 }
 
 __all__ = [*_WHERE, '__version__']
 
 if TYPE_CHECKING:
     from mmpipe import decode as decode
+    from mmpipe import federated as federated
     from mmpipe import functions as functions
     from mmpipe import runs as runs
     from mmpipe import sources as sources

@@ -28,7 +28,13 @@ def test_every_public_name_is_there_and_documented(name: str) -> None:
 
 def test_no_function_shares_its_name_with_a_module_that_would_take_its_place() -> None:
     modules = {path.stem for path in Path(mmpipe.__file__).parent.iterdir() if path.suffix == '.py' or path.is_dir()}
-    assert {name for name in mmpipe.__all__ if name in modules} == {'sources', 'functions', 'decode', 'runs'}
+    assert {name for name in mmpipe.__all__ if name in modules} == {
+        'sources',
+        'functions',
+        'decode',
+        'runs',
+        'federated',
+    }
 
 
 def test_type_checkers_see_the_names_that_are_imported_lazily() -> None:

@@ -11,6 +11,7 @@ number of workers: the rest of the sequence is cut anew.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -97,6 +98,12 @@ class EpochBatches:
         self._kept: tuple[int, np.ndarray] | None = None
         self._digest: tuple[int, str] | None = None
         self._cuts: tuple[tuple[int, int], np.ndarray] | None = None
+
+    def reseeded(self, seed: int) -> EpochBatches:
+        """The same of another seed."""
+        other = copy.copy(self)
+        other.seed, other._kept, other._digest, other._cuts = seed, None, None, None
+        return other
 
     @property
     def global_batch(self) -> int:

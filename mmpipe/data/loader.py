@@ -435,11 +435,12 @@ class DataLoader:
         """
         return cls(rows, **{**rebuilt(dict(description), run=run), **others})
 
-    def fresh(self, *, fields: Iterable[str] | None = None) -> DataLoader:
+    def fresh(self, *, fields: Iterable[str] | None = None, seed: int | None = None) -> DataLoader:
         """A loader of the same settings at epoch 0, which goes its own way. The two lend memory from one pool.
 
         Args:
             fields: read only these (and run only their transforms); as this one when None.
+            seed: of order, decoding and augmentation; as this one when None.
 
         >>> from mmpipe.data.collate import example_rows
         >>> DataLoader(example_rows(), batch_size=1, device='cpu').fresh(fields=['price']).fields
@@ -450,6 +451,8 @@ class DataLoader:
         other.dataset = self.dataset.fresh([name for name in self.fields if name in wanted])
         other.transforms = _transforms.select(self.transforms, other.dataset.fields)
         other.batches, other.failed = copy.copy(self.batches), {}
+        if seed is not None:
+            other.batches, other.dataset.task.seed = self.batches.reseeded(seed), seed
         other._epoch, other._resume_at, other._position, other._processes = 0, 0, (0, 0), None
         other._depth = other._new_depth()
         return other

@@ -206,6 +206,7 @@ class Trainer:
         tasks: list[Task] | None = None,
         resume: str | os.PathLike[str] | Run | None = None,
         continue_from: str | os.PathLike[str] | Run | None = None,
+        weights: Mapping[str, torch.Tensor] | None = None,
         name: str | None = None,
         allow_unseen: bool = False,
     ) -> Run:
@@ -229,6 +230,8 @@ class Trainer:
                 theirs. The optimizer starts fresh: its moments are averages over
                 the old rows, they would tie the new run to more of the old one than its weights, and its
                 parameters need not be the same. `warmup` softens the start.
+            weights: values to start from that are at hand, such as those of a federation: by names of the model's
+                `state_dict`, some of them or all. The rest is as the factory made it.
             name: of the run; the last part of the snapshot's root when None.
             allow_unseen: train although a class has validation rows and no training row; its rows count as wrong.
 
@@ -288,6 +291,8 @@ class Trainer:
                 if run is None or run.newest_checkpoint() is None:
                     if lineage is not None and lineage['kind'] == 'continue':
                         _carry_weights(model, open_run(lineage['path']), lineage['new_tasks'])
+                    if weights is not None:
+                        put_weights(model, {**model.state_dict(), **weights}, source='weights=')
                     if hasattr(model, 'fit_buffers'):
                         model.fit_buffers(train.seen)  # type: ignore[operator]
                 if self.channels_last:
