@@ -136,7 +136,7 @@ class Client:
         for name, array in context.state.array_records.get(STATE, {}).items():
             weights[name] = torch.from_numpy(array.numpy().copy()).to(own[name].dtype)
         # Before the first round nobody has fitted anything; each client then does, and the server has their mean.
-        if self.buffers == 'shared' and (int(config.get('server-round', 1)) > 1 or config.get('buffers-fitted')):  # type: ignore[arg-type]
+        if self.buffers == 'shared' and (int(config.get('server-round', 1)) > 1 or config.get('buffers-fitted')):
             weights |= {name: each for name, each in came.items() if name not in parameters}
             fitted = [name for name in own if name.rpartition('.')[2] == 'fitted']
             weights |= {name: torch.ones_like(own[name]) for name in fitted}
