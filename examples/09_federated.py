@@ -91,10 +91,10 @@ def main() -> None:
             print(f'{Path(root).name}: {len(part):>4} rows, of each digit {[words.count(digit) for digit in DIGITS]}')
         trainer = mm.Trainer(epochs=2, lr=3e-3, runs=Path(folder) / 'runs', device='cpu')
 
-        alone = [trainer.fit(build_model, batches(mm.open_snapshot(root), 'train'), name='alone') for root in roots]
-        print(
-            f'alone, {trainer.epochs} epochs: ' + ', '.join(f'{accuracy(mm.load_model(r), whole):.3f}' for r in alone)
-        )
+        epochs = trainer.epochs * rounds  # as many as in the federation
+        by_itself = mm.Trainer(epochs=epochs, lr=3e-3, runs=trainer.runs, device='cpu')
+        alone = [by_itself.fit(build_model, batches(mm.open_snapshot(root), 'train'), name='alone') for root in roots]
+        print(f'alone, {epochs} epochs: ' + ', '.join(f'{accuracy(mm.load_model(r), whole):.3f}' for r in alone))
 
         # Uneven clients may say how many rows they have; with weight='equal' they would not.
         client = mm.federated.client_app(
@@ -106,10 +106,10 @@ def main() -> None:
             run = mm.federated.simulate(server, client, roots)
             found[type(strategy).__name__] = accuracy(mm.load_model(run), whole)
             if type(strategy) is FedAvg:
-                best = run
+                averaged = run
         print(f'together, {rounds} rounds: ' + ', '.join(f'{name} {value:.3f}' for name, value in found.items()))
 
-        model = mm.load_model(best)
+        model = mm.load_model(averaged)
         small = quantised(model)
         print(
             f'for a device: float32 {kilobytes(model):.0f} kB, accuracy {accuracy(model, whole):.3f}; '

@@ -28,7 +28,7 @@ SAYS = {
     ],
     '07_your_own_parts.py': ['uncertainty', 'PCGrad()', 'outline (val): loss'],
     '08_tuning.py': ['6 trials: ', 'defaults  accuracy', 'tuned     accuracy'],
-    '09_federated.py': ['alone, 2 epochs', 'FedMedian', 'for a device: float32'],
+    '09_federated.py': ['alone, 6 epochs', 'FedMedian', 'for a device: float32'],
 }
 
 

@@ -73,11 +73,16 @@ def postgres():
 
 MACHINE = """
     import functools
+    import time
+    from pathlib import Path
     import mmpipe as mm
     import tuned_shop
     from mmpipe.tuning import Float, Int
 
     if __name__ == '__main__':
+        Path({runs!r} + '.ready').touch()
+        while len(list(Path({runs!r}).parent.glob('*.ready'))) < 2:  # else the first could be done before the second
+            time.sleep(0.02)
         mm.tune(
             functools.partial(tuned_shop.fit, {shop!r}),
             space={{'lr': Float(1e-4, 1e-1, log=True), 'hidden': Int(2, 8)}},
@@ -92,7 +97,7 @@ def test_two_machines_add_to_one_study_and_draw_different_values(postgres, tmp_p
     environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
     environment['PYTHONPATH'] = os.pathsep.join(map(str, (ROOT, ROOT / 'tests' / 'support')))
     machines = []
-    for number, processes in enumerate((1, 2)):
+    for number, processes in enumerate((2, 2)):
         runs, script = tmp_path / f'runs{number}', tmp_path / f'machine{number}.py'
         script.write_text(textwrap.dedent(MACHINE.format(shop=shop, runs=str(runs), url=postgres, processes=processes)))
         machines.append(subprocess.Popen([sys.executable, str(script)], env=environment, stderr=subprocess.PIPE))
@@ -101,7 +106,7 @@ def test_two_machines_add_to_one_study_and_draw_different_values(postgres, tmp_p
         assert machine.returncode == 0, said.decode()
     url = postgres.replace('postgresql://', 'postgresql+psycopg://')
     study = optuna.load_study(study_name='shared', storage=url)
-    assert len(study.trials) in (8, 9, 10)  # each looks before it begins one
+    assert 8 <= len(study.trials) <= 12  # each looks before it begins one
     assert {trial.state for trial in study.trials} <= {STATE.COMPLETE, STATE.PRUNED}
     assert len({trial.params['lr'] for trial in study.trials}) == len(study.trials)
     folders = [Path(trial.user_attrs['run']) for trial in study.trials]
@@ -112,8 +117,9 @@ def test_two_machines_add_to_one_study_and_draw_different_values(postgres, tmp_p
         assert list(trial.intermediate_values.values()) == told
         assert trial.value == told[-1]
     # A third one, later.
+    before = len(study.trials)
     again = mm.tune(
         functools.partial(tuned_shop.fit, shop), space={'lr': Float(1e-4, 1e-1, log=True), 'hidden': Int(2, 8)},
-        metric='kind.loss', trials=len(study.trials) + 1, runs=tmp_path / 'runs2', storage=postgres, name='shared',
+        metric='kind.loss', trials=before + 1, runs=tmp_path / 'runs2', storage=postgres, name='shared',
     )  # fmt: skip
-    assert len(again.trials) == len(study.trials) + 1
+    assert len(again.trials) == before + 1

@@ -185,7 +185,7 @@ def test_ctrl_c_ends_all_with_checkpoints_and_the_same_call_goes_on(shop, tmp_pa
 @pytest.mark.slow
 def test_when_the_parent_is_killed_its_processes_end_and_the_next_call_goes_on(shop, tmp_path):
     script = tmp_path / 'search.py'
-    script.write_text(textwrap.dedent(SEARCH.format(shop=shop, runs=str(tmp_path), epochs=40)))
+    script.write_text(textwrap.dedent(SEARCH.format(shop=shop, runs=str(tmp_path), epochs=200)))
     search = run(script)
     pids = both_train(tmp_path, search)
     search.kill()
@@ -196,4 +196,4 @@ def test_when_the_parent_is_killed_its_processes_end_and_the_next_call_goes_on(s
     study = optuna.load_study(study_name='tuning', storage=journal(tmp_path / 'tuning'))
     assert [trial.state for trial in study.trials] == [STATE.COMPLETE] * 2
     for trial in study.trials:
-        assert trial.value == again(shop, trial, tmp_path, epochs=40).metrics['kind']['loss']
+        assert trial.value == again(shop, trial, tmp_path, epochs=200).metrics['kind']['loss']
