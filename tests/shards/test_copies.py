@@ -431,7 +431,8 @@ def test_readers_of_a_small_cache_never_see_anything_wrong(monkeypatch):
 
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(work, range(3)))
-    assert max(most) <= 20_000
+    # A listing is not one moment: of each of two others it may count what came, and what left for it.
+    assert max(most) <= 20_000 + 2 * 1000
     assert not list(copies.shard_cache_dir().glob('*/*.lock'))
 
 
