@@ -646,7 +646,9 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 (the last resort of a command; --debug shows all of it)
         if hasattr(error, 'format_message'):  # what typer says of wrong arguments; the class has moved between versions
             # Its own status for this is 2, which is what `plan` says when changes are pending.
-            print(f'error: {error.format_message()} (`mmpipe --help` lists the commands)', file=sys.stderr)
+            # Releases of typer differ in how they write an option down.
+            said = re.sub(r"^No such option '(.+?)'\.", r'No such option: \1', error.format_message())
+            print(f'error: {said} (`mmpipe --help` lists the commands)', file=sys.stderr)
             sys.exit(USAGE)
         name = f'{type(error).__module__}.{type(error).__name__}'
         _fail(error, f'{name}: {" ".join(str(error).split())} (`mmpipe --debug ...` shows where)')

@@ -206,7 +206,7 @@ def test_an_error_is_one_line_with_the_next_move(
     [
         (['plan'], "Missing argument 'PIPELINE'"),
         (['nowhere'], "No such command 'nowhere'"),
-        (['plan', 'demo', '--wat'], 'No such option'),  # typer's releases quote it differently
+        (['plan', 'demo', '--wat'], 'No such option: --wat'),
     ],
 )
 def test_wrong_arguments_are_told_apart_from_pending_changes(

@@ -186,6 +186,13 @@ class EpochBatches:
             again = None if repeats is None else np.concatenate([repeats[at:stop], np.zeros(fillers, np.int64)])[mine]
             yield Step(step[mine], padded, stop, again)
 
+    def least(self) -> int:
+        """The fewest rows that a rank gets in a step of the first epoch: 0 where a step is too small for all ranks."""
+        if isinstance(self.sampling, Cutting):
+            return int(np.diff(self._whole_cuts(self.sampling, 0), axis=1).min(initial=self.samples))
+        last = self.end % self.global_batch
+        return (self.global_batch if self.pad_last or not last else last) // world()[1]
+
     def global_steps(self, epoch: int) -> Iterator[np.ndarray]:
         """Positions that each step of an epoch visits, on all ranks together, without what only fills the last one.
 

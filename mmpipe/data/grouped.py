@@ -91,7 +91,7 @@ class GroupedReader:
 
 
 def batches_at_once(task: BatchTask, batch_size: int) -> int:
-    """How many batches are worth reading at once: one, unless all their fields are dense, local, and small.
+    """How many batches are worth reading at once: one, unless all their fields are dense and small.
 
     Args:
         task: what makes them.

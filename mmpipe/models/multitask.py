@@ -235,7 +235,8 @@ class MultitaskModel(nn.Module):
         found: list[tuple[str, bool, list[nn.Parameter]]] = []
         for field in self.inputs:
             found.append((field, True, list(self.encoders[slot(field)].parameters())))
-            if not self.modality_dropout:  # which puts it in place of anything
+            # Modality dropout puts it in place of anything, but for a fusion that is told what there is.
+            if not self.modality_dropout or getattr(self.fusion, 'takes_mask', False):
                 found.append((field, False, [self.missing[slot(field)]]))
         return found
 

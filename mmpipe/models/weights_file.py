@@ -24,8 +24,12 @@ def save_weights(module: nn.Module, file: Path) -> None:
     save_file(whole_weights(module), file)
 
 
-def whole_weights(module: nn.Module) -> dict[str, torch.Tensor]:
+def whole_weights(module: nn.Module, *, keep: bool = True) -> dict[str, torch.Tensor]:
     """The `state_dict` of a module on the CPU; of one that is spread over processes, all of them must ask.
+
+    Args:
+        module: any.
+        keep: False to only take part in that, and hold nothing.
 
     >>> sorted(whole_weights(nn.Linear(2, 1)))
     ['bias', 'weight']
@@ -34,7 +38,10 @@ def whole_weights(module: nn.Module) -> dict[str, torch.Tensor]:
     seen: set[int] = set()
     tensors = {}
     for name, tensor in module.state_dict().items():
-        value = whole_of(tensor.detach()).to('cpu').contiguous()
+        whole = whole_of(tensor.detach())
+        if not keep:
+            continue
+        value = whole.to('cpu').contiguous()
         tensors[name] = value.clone() if value.data_ptr() in seen else value
         seen.add(value.data_ptr())
     return tensors

@@ -107,6 +107,16 @@ class Uncertainty(Balancing):
         return sum_of(parts)
 
 
+def takes_gradients(chosen: str | Balancing) -> bool:
+    """Whether a balancing has a `backward` of its own, which `DistributedDataParallel` and `fully_shard` do not see.
+
+    >>> takes_gradients('uncertainty')
+    False
+    """
+    kind = BALANCINGS[chosen] if isinstance(chosen, str) else type(chosen)
+    return kind.backward is not Balancing.backward
+
+
 def sum_of(scalars: Sequence[torch.Tensor]) -> torch.Tensor:
     """Of one, itself.
 

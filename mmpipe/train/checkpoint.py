@@ -107,14 +107,15 @@ def save_checkpoint(
     # Of a model that is spread over processes, all of them bring their parts, and the first one writes.
     if not is_sharded(model) and path.is_dir():  # a resumed run came here again without a step in between
         return path
-    names = _names(model, stateful)
-    files = {'model': whole_weights(model), **{name: whole_weights(part) for name, part in stateful.items()}}
-    files['optimizer'] = {
-        f'{names[parameter]}/{key}': whole_of(torch.as_tensor(value).detach()).to('cpu').contiguous()
-        for parameter, values in optimizer.state.items()
-        for key, value in values.items()
-    }
-    if not is_first() or path.is_dir():
+    names, writes = _names(model, stateful), is_first()
+    files = {name: whole_weights(part, keep=writes) for name, part in {'model': model, **stateful}.items()}
+    files['optimizer'] = {}
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            whole = whole_of(torch.as_tensor(value).detach())
+            if writes:
+                files['optimizer'][f'{names[parameter]}/{key}'] = whole.to('cpu').contiguous()
+    if not writes or path.is_dir():
         return path
     with new_directory(path) as folder:
         for name, tensors in files.items():

@@ -22,7 +22,7 @@ from mmpipe.data.device import to_device
 from mmpipe.data.loader import DataLoader, world
 from mmpipe.data.transforms.calling import apply_all, steps_of
 from mmpipe.data.transforms.draw import Draw
-from mmpipe.errors import DataError, TrainError
+from mmpipe.errors import ConfigError, DataError, TrainError
 from mmpipe.models.contract import InputSpec, input_specs
 from mmpipe.wording import how_many
 
@@ -54,6 +54,25 @@ def check_batches(loader: DataLoader, *, what: str) -> None:
             f'{how_many(len(loader.rows), "row")} of snapshot {loader.rows.snapshot.id}, a batch has '
             f'{loader.batch_size} on each of {how_many(world()[1], "rank")}, and drop_last leaves the rest out. Use a '
             f'smaller batch_size, or drop_last=False.'
+        )
+
+
+def check_shared(loader: DataLoader) -> None:
+    """Refuse a loader that leaves a rank without rows, where every rank has to take part in every step.
+
+    Args:
+        loader: of the training.
+
+    Raises:
+        ConfigError: the last step of an epoch has fewer rows than there are ranks.
+
+    >>> from mmpipe.data.collate import example_rows
+    >>> check_shared(DataLoader(example_rows(), batch_size=2, device='cpu'))
+    """
+    if loader.batches.least() == 0:
+        raise ConfigError(
+            f'A step of an epoch has fewer rows than the {how_many(world()[1], "rank")} that share it, and with '
+            f'dp_shard every rank has to take part. Give the training loader pad_last=True or drop_last=True.'
         )
 
 

@@ -39,7 +39,7 @@ from mmpipe.models.spread import is_sharded
 from mmpipe.runs import Run, open_run, update_run
 from mmpipe.runs.record import append_metrics, cut_metrics, drop_checkpoints, sync_metrics
 from mmpipe.train.average import Average
-from mmpipe.train.balancing import Balancing, make_balancing
+from mmpipe.train.balancing import make_balancing, takes_gradients
 from mmpipe.train.callbacks import StopTraining
 from mmpipe.train.checkpoint import Keep, load_checkpoint, save_checkpoint, seconds_between
 from mmpipe.train.distributed import from_rank_0, processes
@@ -92,9 +92,10 @@ class Loop:
         self.device = train.device
         self.callbacks = trainer.callbacks if is_first() else ()
         balancing = make_balancing(trainer.balancing, tasks).to(self.device)
-        overlap = type(balancing).backward is Balancing.backward
         self.strategy: Strategy = (
-            Replicated(overlap=overlap) if mesh is None else Sharded(mesh, precision=trainer.precision)
+            Replicated(overlap=not takes_gradients(balancing))
+            if mesh is None
+            else Sharded(mesh, precision=trainer.precision)
         )
         self.average = None if trainer.ema is None else Average(model, decay=trainer.ema)
         self.parts: dict[str, nn.Module] = {'balancing': balancing}  # beside the model in a checkpoint
@@ -141,6 +142,7 @@ class Loop:
         self.waited_s = self.trained_s = 0.0  # in the epochs of this process
         self.interrupt = Interrupt()
         self.stop_agreed = self.enough = False  # by all ranks
+        self.due_agreed = False  # a checkpoint, by time
         self.even = True  # whether each of them has rows in this step
         sharded = mesh is not None and hasattr(model, 'optional')
         self.optional: list[tuple[str, bool, list[nn.Parameter]]] = model.optional() if sharded else []  # type: ignore[operator]
@@ -258,10 +260,13 @@ class Loop:
         # Whether to stop travels along, so that it costs no message, and no rank waits for one that has left.
         empty = any(len(batch['_key']) == 0 for batch in micro)
         users = [sum(_rows(batch, field, present) for batch in micro) for field, present, _ in self.optional]
-        asked = [float(self.interrupt.asked), float(self.asked_enough), float(empty)]
+        # Clocks differ, and a checkpoint of a model in parts needs all processes: the first one says when.
+        due = is_first() and self._time_to_save()
+        asked = [float(each) for each in (self.interrupt.asked, self.asked_enough, empty, due)]
         told = torch.tensor([*users, *counts, *asked], dtype=torch.float32, device=self.device)
         distributed.all_reduce(told)  # of all processes; those that share a model count the same rows
-        *counts, stop, enough, empties = told[len(users) :].tolist()
+        *counts, stop, enough, empties, dues = told[len(users) :].tolist()
+        self.due_agreed = dues > 0
         self.unused = [
             parameter
             for (_, _, parameters), used in zip(self.optional, told[: len(users)].tolist(), strict=True)
@@ -320,9 +325,13 @@ class Loop:
         self._tell('on_epoch', self.run, epoch, found)
 
     def _checkpoint_due(self) -> bool:
-        every, seconds = self.config.checkpoint_every, seconds_between(self.config.checkpoint_seconds, self.save_took)
+        every = self.config.checkpoint_every
         by_step = every is not None and self.step % every == 0
-        return by_step or time.monotonic() - self.saved_at > seconds
+        return by_step or (self._time_to_save() if processes() == 1 else self.due_agreed)
+
+    def _time_to_save(self) -> bool:
+        pause = seconds_between(self.config.checkpoint_seconds, self.save_took)
+        return time.monotonic() - self.saved_at > pause
 
     def _write_losses(self) -> None:
         """Losses since the last line, as another; this waits for the device."""
@@ -408,6 +417,7 @@ class Loop:
             save_checkpoint(self.run, self.model, self.optimizer, state, parts=self.parts, keep=self.keep)
         self.saved_at = time.monotonic()
         self.save_took = self.saved_at - began
+        self.due_agreed = False
 
     def _check_weights(self) -> None:
         """A checkpoint that nothing can be trained on from would take the place of one that is good.

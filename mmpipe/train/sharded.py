@@ -12,14 +12,14 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 
-from mmpipe.data.ranks import world
 from mmpipe.errors import ConfigError, TrainError
 from mmpipe.models.contract import layers_of
 from mmpipe.models.spread import mesh_of, whole_of
-from mmpipe.train.distributed import same_on_all, sum_gradients, sum_over_ranks
+from mmpipe.train.distributed import same_on_all, sum_gradients
+from mmpipe.train.strategy import OverRanks
 
 
-class Sharded:
+class Sharded(OverRanks):
     """See `mmpipe.train.strategy.Strategy`; parameters become `DTensor`s in place, and the model itself is called.
 
     Args:
@@ -64,26 +64,8 @@ class Sharded:
         """See `Strategy.callable`."""
         return model
 
-    @property
-    def ranks(self) -> int:
-        """See `Strategy.ranks`."""
-        return world()[1]
-
-    def total(self, values: torch.Tensor) -> torch.Tensor:
-        """See `Strategy.total`."""
-        return sum_over_ranks(values)
-
     def micro(self, *, last: bool, even: bool) -> AbstractContextManager[Any]:
-        """See `Strategy.micro`.
-
-        Raises:
-            ConfigError: a rank has no row, and could not take part in gathering parameters.
-        """
-        if not even and self._parts:
-            raise ConfigError(
-                f'The last step of an epoch has fewer rows than the {self.ranks} ranks that share it, and with '
-                f'dp_shard every rank has to take part. Give the training loader pad_last=True or drop_last=True.'
-            )
+        """See `Strategy.micro`."""
         for part in self._parts:
             part.set_requires_gradient_sync(last, recurse=False)
         return nullcontext()
@@ -108,24 +90,14 @@ class Sharded:
             nn.utils.clip_grads_with_norm_(group, norm, total)
         return total
 
-    def settle(self, model: nn.Module) -> None:
-        """See `Strategy.settle`."""
-        same_on_all(model, parameters=False)
-
     def _assert_applied(self, model: nn.Module) -> None:
         """A silent fallback would train something else, or with all of the memory that was to be saved."""
         whole = [name for name, parameter in model.named_parameters() if not isinstance(parameter, DTensor)]
         if self._parts and whole:
             raise TrainError(f'{whole[0]} is not sharded, though dp_shard={self.shard} was asked for.')
-        if self.tensor > 1 and not any('tp' in (mesh_of(p) or _NO_MESH).mesh_dim_names for p in model.parameters()):
+        meshes = [mesh for mesh in map(mesh_of, model.parameters()) if mesh is not None]
+        if self.tensor > 1 and not any('tp' in mesh.mesh_dim_names for mesh in meshes):
             raise TrainError(f'No parameter is in parts, though tp={self.tensor} was asked for.')
-
-
-class _NoMesh:
-    mesh_dim_names: tuple[str, ...] = ()
-
-
-_NO_MESH = _NoMesh()
 
 
 def _encoders(model: nn.Module) -> list[nn.Module]:

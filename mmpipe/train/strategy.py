@@ -6,6 +6,7 @@ part of it. The loop and its checkpoints ask nothing else.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -16,6 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmpipe.data.ranks import data_group, world
 from mmpipe.train.distributed import same_on_all, sum_gradients, sum_over_ranks
+
+BUFFERS_OF_RANK_0 = next(
+    name
+    for name in ('forward_sync_buffers', 'broadcast_buffers')
+    if name in inspect.signature(DistributedDataParallel).parameters
+)
+"""What torch calls, before and since 2.14, to send buffers in each forward pass; `settle` does that once a step."""
 
 
 class Strategy(Protocol):
@@ -60,7 +68,24 @@ class Strategy(Protocol):
         ...
 
 
-class Replicated:
+class OverRanks:
+    """What strategies have in common: rows are shared by ranks, and what is not in parts must be the same on each."""
+
+    @property
+    def ranks(self) -> int:
+        """See `Strategy.ranks`."""
+        return world()[1]
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """See `Strategy.total`."""
+        return sum_over_ranks(values)
+
+    def settle(self, model: nn.Module) -> None:
+        """See `Strategy.settle`."""
+        same_on_all(model, parameters=False)
+
+
+class Replicated(OverRanks):
     """The whole model on every rank, or on the only one; gradients are summed while the backward pass goes on.
 
     Not `torch.nn.DataParallel`: it copies the model to all devices in each step, runs them by threads of one process
@@ -92,21 +117,11 @@ class Replicated:
         if self._wrapped is None or trained != self._trained:
             self._wrapped = None  # takes its hooks off before others come
             # A task may have no label and a modality no row on one rank: what its step leaves out is zero there.
-            wrapped = DistributedDataParallel(
-                model, process_group=data_group(), broadcast_buffers=False, find_unused_parameters=True
-            )
+            options: dict[str, Any] = {BUFFERS_OF_RANK_0: False, 'find_unused_parameters': True}
+            wrapped = DistributedDataParallel(model, process_group=data_group(), **options)
             wrapped.register_comm_hook(data_group() or distributed.group.WORLD, _summed)
             self._wrapped, self._trained = wrapped, trained
         return self._wrapped
-
-    @property
-    def ranks(self) -> int:
-        """See `Strategy.ranks`."""
-        return world()[1]
-
-    def total(self, values: torch.Tensor) -> torch.Tensor:
-        """See `Strategy.total`."""
-        return sum_over_ranks(values)
 
     def micro(self, *, last: bool, even: bool) -> AbstractContextManager[Any]:
         """See `Strategy.micro`."""
@@ -114,16 +129,14 @@ class Replicated:
 
     def reduce(self, parameters: Sequence[nn.Parameter], *, even: bool) -> None:
         """See `Strategy.reduce`."""
+        if self.ranks == 1:
+            return
         done = self._trained if self._wrapped is not None and even else frozenset()
         sum_gradients([parameter for parameter in parameters if parameter not in done])
 
     def clip(self, parameters: Sequence[nn.Parameter], norm: float) -> torch.Tensor:
         """See `Strategy.clip`."""
         return nn.utils.clip_grad_norm_(parameters, norm)
-
-    def settle(self, model: nn.Module) -> None:
-        """See `Strategy.settle`."""
-        same_on_all(model, parameters=False)
 
 
 class Alone(Replicated):

@@ -38,7 +38,7 @@ from mmpipe.runs.lock import training
 from mmpipe.runs.served import stored_fields
 from mmpipe.shards import Rows
 from mmpipe.shards.root import place_of
-from mmpipe.train.balancing import Balancing, check_balancing, name_of
+from mmpipe.train.balancing import Balancing, check_balancing, name_of, takes_gradients
 from mmpipe.train.build import built
 from mmpipe.train.callbacks import Callback
 from mmpipe.train.classes import check_classes, known_classes
@@ -47,7 +47,7 @@ from mmpipe.train.distributed import from_rank_0
 from mmpipe.train.embed import check_features
 from mmpipe.train.evaluate import fields_of, tasks_of
 from mmpipe.train.from_record import how_to_go_on
-from mmpipe.train.inputs import check_batches, check_inputs
+from mmpipe.train.inputs import check_batches, check_inputs, check_shared
 from mmpipe.train.loop import Loop
 from mmpipe.train.optimizer import OptimizerFactory, SchedulerFactory, name_of_factory
 from mmpipe.train.parallel import WHOLE, Parallel, laid_out
@@ -273,6 +273,8 @@ class Trainer:
                 f'or mm.transfer(run, tasks=[...]) for new tasks.'
             )
         with laid_out(self.parallel, train.device) as mesh:
+            if mesh is not None:
+                check_shared(train)
             record, reason = describe_factory(factory, args)
             name = name or Path(place_of(train.rows.snapshot.root)).name
             parent = _parent(factory, continue_from)
@@ -349,7 +351,7 @@ class Trainer:
             raise ConfigError(f'Trainer(parallel={self.parallel!r}): an mm.Parallel is meant.')
         without = {
             'ema': self.ema is not None, 'unfreeze': self.unfreeze is not None, 'compile': bool(self.compile),
-            'precision': self.precision == 'fp16',
+            'precision': self.precision == 'fp16', 'balancing': takes_gradients(self.balancing),
         }  # fmt: skip
         for name in [name for name, given in without.items() if given and not self.parallel.whole]:
             raise ConfigError(
