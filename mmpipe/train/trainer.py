@@ -28,8 +28,7 @@ from mmpipe.data.loader import DataLoader
 from mmpipe.data.ranks import is_first, world
 from mmpipe.durable import write_bytes
 from mmpipe.errors import ConfigError, DataError
-from mmpipe.models.multitask import MultitaskModel, check_freeze, slot
-from mmpipe.models.rebuild import run_weights
+from mmpipe.models.multitask import check_freeze
 from mmpipe.models.transfer import TransferFactory
 from mmpipe.models.weights_file import put_weights
 from mmpipe.runs import Run, create_run, describe_factory, open_run
@@ -51,6 +50,7 @@ from mmpipe.train.inputs import check_batches, check_inputs, check_shared
 from mmpipe.train.loop import Loop
 from mmpipe.train.optimizer import OptimizerFactory, SchedulerFactory, name_of_factory
 from mmpipe.train.parallel import WHOLE, Parallel, laid_out
+from mmpipe.train.parent import carry_weights, lineage_of, parent_of
 from mmpipe.train.precision import check_precision
 from mmpipe.train.random_numbers import borrowed_generators, seed_generators
 from mmpipe.train.recompute import forget_blocks
@@ -277,7 +277,7 @@ class Trainer:
                 check_shared(train)
             record, reason = describe_factory(factory, args)
             name = name or Path(place_of(train.rows.snapshot.root)).name
-            parent = _parent(factory, continue_from)
+            parent = parent_of(factory, continue_from)
             with borrowed_generators(train.device):
                 seed_generators(train.device, self.seed)
                 model = built(factory, args, device=train.device)
@@ -289,10 +289,10 @@ class Trainer:
                 description = self._description(record, wanted, train)
                 run = self._run_to_resume(resume, name, description, parent)
                 model.to(train.device)
-                lineage = run.parent if run is not None else _lineage(parent, record, train.rows, wanted)
+                lineage = run.parent if run is not None else lineage_of(parent, record, train.rows, wanted)
                 if run is None or run.newest_checkpoint() is None:
                     if lineage is not None and lineage['kind'] == 'continue':
-                        _carry_weights(model, open_run(lineage['path']), lineage['new_tasks'])
+                        carry_weights(model, open_run(lineage['path']), lineage['new_tasks'])
                     if weights is not None:
                         put_weights(model, {**model.state_dict(), **weights}, source='weights=')
                     if hasattr(model, 'fit_buffers'):
@@ -499,62 +499,6 @@ def _split_of(rows: Rows) -> str:
     """The split that all of some rows are of, to tell what metrics are about; 'val' where it is not one."""
     found = set(rows.system('_split'))
     return (found.pop() if len(found) == 1 else None) or 'val'
-
-
-def _parent(factory: Any, continue_from: str | os.PathLike[str] | Run | None) -> Run | None:
-    if isinstance(factory, TransferFactory):
-        if continue_from is not None:
-            raise ConfigError('mm.transfer brings the weights of its run; leave out continue_from=.')
-        return factory.run
-    return open_run(continue_from) if continue_from is not None else None
-
-
-def _lineage(
-    parent: Run | None, factory: dict[str, Any] | None, rows: Rows, tasks: tuple[Task, ...]
-) -> dict[str, Any] | None:
-    """What a run record says of the run it comes from, and of the rows that are new or gone since."""
-    if parent is None:
-        return None
-    old, now = parent.train_rows(), rows.hashes
-    known = {task['name'] for task in parent.tasks}
-    kind = 'transfer' if factory is not None and factory['kind'] == 'transfer' else 'continue'
-    return {
-        'run': parent.id,
-        'path': str(parent.path),
-        'kind': kind,
-        'snapshot': parent.snapshot,
-        'new_rows': int((~parent.trained_on(now)).sum()),
-        'gone_rows': int((~np.isin(old, now)).sum()),
-        'new_tasks': [task.name for task in tasks if kind == 'transfer' or task.name not in known],
-    }
-
-
-def _carry_weights(model: nn.Module, parent: Run, new_tasks: list[str]) -> None:
-    """Put a run's weights into a model that may have more tasks, or fewer."""
-    tensors = run_weights(parent)
-    if isinstance(model, MultitaskModel):
-        kept = {slot(task.name) for task in model.tasks}
-        # A task that is no longer wanted leaves its head behind; everything else of the run must have its place.
-        tensors = {n: t for n, t in tensors.items() if not n.startswith('heads.') or n.split('.')[1] in kept}
-        tensors = _grown_heads(model, parent, tensors)
-    put_weights(model, tensors, source=f'run {parent.id}', new=tuple(f'heads.{slot(name)}.' for name in new_tasks))
-
-
-def _grown_heads(model: MultitaskModel, parent: Run, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Fit the last layers of a parent to tasks with more classes than then: old classes keep their weights.
-
-    Vocabularies only grow at their end, so class 3 then is class 3 now; the classes after it start from the model's
-    own initial values.
-    """
-    before = {task['name']: task.get('classes') for task in parent.tasks}
-    own = model.state_dict()
-    for task in model.tasks:
-        old, new = before.get(task.name), task.to_json().get('classes')
-        grown = isinstance(old, list) and isinstance(new, list) and len(new) > len(old) and new[: len(old)] == old
-        if grown or (isinstance(old, int) and isinstance(new, int) and new > old):
-            for name in (f'heads.{slot(task.name)}.linear.{part}' for part in ('weight', 'bias')):
-                tensors[name] = torch.cat([tensors[name], own[name][len(tensors[name]) :].cpu()])
-    return tensors
 
 
 def _recorded(snapshot: Any) -> dict[str, Any]:

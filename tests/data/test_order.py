@@ -96,3 +96,11 @@ def test_splitmix64_gives_the_published_sequence():
 def test_mix_takes_any_integers():
     assert len({mix(a, b) for a in range(-3, 3) for b in range(6)}) == 36
     assert mix(2**64 + 5) == mix(5)
+
+
+@given(st.lists(st.integers(-(2**70), 2**70), max_size=5))
+def test_mixed_numbers_are_those_that_splitmix64_gives_one_after_the_other(numbers):
+    state = np.zeros(1, dtype=np.uint64)
+    for number in numbers:
+        state = splitmix64(state ^ np.uint64(number % 2**64))
+    assert mix(*numbers) == int(state[0])

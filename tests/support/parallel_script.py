@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 import mmpipe as mm
+from mmpipe.data.ranks import is_first
 from mmpipe.shards import Block, Field, open_snapshot, write_snapshot
 from mmpipe.train import Callback
 
@@ -61,16 +62,21 @@ def main(shards: str, runs: str, options: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def train_once(shards: str, runs: str, parallel: mm.Parallel, *, dim: int = 32, depth: int = 2, **options) -> list:
+def train_once(
+    shards: str, runs: str, parallel: mm.Parallel, *, dim: int = 32, depth: int = 2, global_batch: int = 8,
+    pad_last: bool = True, first_saves_s: float | None = None, **options,
+) -> list:  # fmt: skip
     snapshot = open_snapshot(shards)
     train = mm.DataLoader(
-        snapshot.split('train'), global_batch_size=8, shuffle=True, device='cpu', pad_last=True,
+        snapshot.split('train'), global_batch_size=global_batch, shuffle=True, device='cpu', pad_last=pad_last,
         transforms={'photo': mm.transforms.image(resize=16)},
     )  # fmt: skip
     val = mm.DataLoader(
         snapshot.split('val'), global_batch_size=4, device='cpu', transforms={'photo': mm.transforms.image(resize=16)}
     )
     losses = Losses()
+    if first_saves_s is not None and is_first():  # as if clocks differed
+        options['checkpoint_seconds'] = first_saves_s
     settings = {'epochs': 3, 'max_steps': 5, 'log_every': 1, 'lr': 1e-3, 'clip': 1.0, **options}
     trainer = mm.Trainer(runs=runs, callbacks=[losses], parallel=parallel, **settings)
     trainer.fit(build, train, val, args={'dim': dim, 'depth': depth}, name='vit', resume='auto')

@@ -17,6 +17,7 @@ import mmpipe as mm
 from mmpipe.errors import ConfigError
 from mmpipe.models.weights_file import load_weights
 from mmpipe.runs import open_run
+from mmpipe.train.balancing import Balancing
 
 SCRIPT = Path(parallel_script.__file__)
 LAUNCH = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
@@ -28,6 +29,13 @@ WAYS = {
     'data_x_tensor': {'dp_replicate': 2, 'tp': 2},
     'shards_x_tensor': {'dp_shard': 2, 'tp': 2},
 }
+
+
+class OwnGradients(Balancing):
+    """As PCGrad does, it takes gradients itself."""
+
+    def backward(self, losses, **rest):
+        raise AssertionError('is not called')
 
 
 @pytest.fixture(scope='module')
@@ -79,6 +87,39 @@ def test_it_takes_the_steps_of_one_process(shards, alone, tmp_path, way):
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
+@pytest.mark.parametrize('way', ['ddp', 'fsdp', 'data_x_tensor'])
+def test_accumulation_uncertainty_and_recomputing_take_the_same_steps_too(shards, tmp_path, way):
+    options = {'accumulate': 2, 'balancing': 'uncertainty', 'recompute': True, 'weight_decay': 0.1}
+    train_once(str(shards), str(tmp_path / 'one'), mm.Parallel(), **options)
+    done = spread(shards, tmp_path / 'more', 4 if way == 'data_x_tensor' else 2, parallel=WAYS[way], **options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, more = (open_run('vit', runs=tmp_path / name) for name in ('one', 'more'))
+    assert losses(more) == pytest.approx(losses(one), rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_the_first_process_says_when_a_checkpoint_of_all_is_due(shards, tmp_path):
+    done = spread(
+        shards, tmp_path, 2, parallel={'dp_shard': 2}, checkpoint_seconds=None, first_saves_s=1e-9, keep_checkpoints=9,
+        max_steps=16,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    saved = [entry.name for entry in (open_run('vit', runs=tmp_path).path / 'checkpoints').iterdir()]
+    assert '00000016' in saved
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_step_too_small_for_all_ranks_is_refused_before_the_first_one(shards, tmp_path):
+    done = spread(shards, tmp_path, 2, parallel={'dp_shard': 2}, global_batch=40, pad_last=False)  # 41 rows
+    assert done.returncode != 0
+    assert 'has fewer rows than the 2 ranks that share it' in done.stderr
+    assert not list(tmp_path.glob('vit/*'))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 def test_with_bf16_the_losses_are_those_of_one_process_to_a_percent(shards, alone, tmp_path):
     done = spread(shards, tmp_path, 2, parallel={'dp_shard': 2}, precision='bf16')
     assert done.returncode == 0, done.stderr[-3000:]
@@ -117,7 +158,10 @@ def test_a_number_of_processes_that_does_not_fit_is_refused(shards, tmp_path, op
         train_once(str(shards), str(tmp_path), mm.Parallel(**options))
 
 
-@pytest.mark.parametrize('options', [{'ema': 0.9}, {'precision': 'fp16'}, {'compile': True}, {'unfreeze': {0: None}}])
+@pytest.mark.parametrize(
+    'options',
+    [{'ema': 0.9}, {'precision': 'fp16'}, {'compile': True}, {'unfreeze': {0: None}}, {'balancing': OwnGradients()}],
+)
 def test_what_needs_the_whole_model_is_refused_beside_parts_of_it(options):
     with pytest.raises(ConfigError, match=f'{next(iter(options))}.* needs the whole model on every rank'):
         mm.Trainer(parallel=mm.Parallel(dp_shard=2), **options)
