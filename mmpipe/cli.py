@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from mmpipe.commands import roots, tables, training  # noqa: F401  as they are imported, so they are listed
+from mmpipe.commands import tables, training, upkeep  # noqa: F401  as they are imported, so they are listed
 from mmpipe.commands.app import app
 from mmpipe.commands.tables import PENDING
 from mmpipe.errors import MmpipeError

@@ -10,7 +10,7 @@ import pytest
 from schemas import doubled, media_table, spread, write_csv
 
 import mmpipe as mm
-from mmpipe.commands.roots import _as_writer
+from mmpipe.commands.upkeep import _as_writer
 from mmpipe.errors import (
     BusyError,
     ConfigError,
