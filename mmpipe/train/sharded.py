@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import fnmatch
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -36,14 +37,14 @@ class Sharded(OverRanks):
         """See `Strategy.prepare`.
 
         Raises:
-            ConfigError: no plan for tensor parallelism.
+            ConfigError: as `tensor_plan_of`.
             TrainError: what was asked for was not applied.
         """
         same_on_all(model, parameters=True)
         if hasattr(model, 'every_encoder'):
             model.every_encoder = True  # type: ignore[assignment]  # a rank that leaves an encoder out would be waited for
         if self.tensor > 1:
-            parallelize_module(model, self.mesh['tp'], dict(_plan(model)))
+            parallelize_module(model, self.mesh['tp'], tensor_plan_of(model))
         if self.replicate * self.shard > 1:
             mesh = self.mesh['dp_replicate', 'dp_shard'] if self.replicate > 1 else self.mesh['dp_shard']
             low = self.precision == 'bf16'
@@ -105,25 +106,38 @@ def _encoders(model: nn.Module) -> list[nn.Module]:
     return list(encoders.values()) if isinstance(encoders, nn.ModuleDict) else [model]
 
 
-def _plan(model: nn.Module) -> Mapping[str, ParallelStyle]:
-    """By the model itself, or else by its encoders.
+def tensor_plan_of(model: nn.Module) -> dict[str, ParallelStyle]:
+    """Which modules tensor parallelism cuts, and how: by the model's own `tensor_plan()`, or else by its encoders'.
+
+    Args:
+        model: before it is spread.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no plan, or it names a module that is not there.
+
+    >>> tensor_plan_of(nn.Linear(1, 1))
+    Traceback (most recent call last):
+    ...
+    mmpipe.errors.ConfigError: Parallel(tp=...) needs a plan: a method tensor_plan() of Linear or of an encoder of it
+    that gives {name of a module: a style of torch.distributed.tensor.parallel}, such as {'mlp.fc1': ColwiseParallel()}.
     """
-    if callable(getattr(model, 'tensor_plan', None)):
-        return model.tensor_plan()  # type: ignore[operator]
     names = {id(part): name for name, part in model.named_modules()}
-    found = {
-        f'{names[id(part)]}.{inner}': style
-        for part in _encoders(model)
-        if callable(getattr(part, 'tensor_plan', None))
-        for inner, style in part.tensor_plan().items()  # type: ignore[operator]
-    }
+    if callable(getattr(model, 'tensor_plan', None)):
+        found = dict(model.tensor_plan())  # type: ignore[operator]
+    else:
+        found = {
+            f'{names[id(part)]}.{inner}': style
+            for part in _encoders(model)
+            if callable(getattr(part, 'tensor_plan', None))
+            for inner, style in part.tensor_plan().items()  # type: ignore[operator]
+        }
     if not found:
         raise ConfigError(
             f'Parallel(tp=...) needs a plan: a method tensor_plan() of {type(model).__name__} or of an encoder of it '
             f'that gives {{name of a module: a style of torch.distributed.tensor.parallel}}, such as '
-            f"{{'blocks.0.mlp.fc1': ColwiseParallel()}}."
+            f"{{'mlp.fc1': ColwiseParallel()}}."
         )
+    for name in found:  # torch passes over those that fit nothing
+        if not fnmatch.filter(names.values(), name):
+            raise ConfigError(f'tensor_plan() names {name!r}, which is no module of {type(model).__name__}.')
     return found

@@ -55,6 +55,7 @@ from mmpipe.train.precision import check_precision
 from mmpipe.train.random_numbers import borrowed_generators, seed_generators
 from mmpipe.train.recompute import forget_blocks
 from mmpipe.train.resume import check_resumed, unfinished_run
+from mmpipe.train.sharded import tensor_plan_of
 from mmpipe.train.tasks import Task
 
 OUTSIDE = ('progress', 'runs', 'device', 'callbacks', 'parallel')
@@ -273,8 +274,6 @@ class Trainer:
                 f'or mm.transfer(run, tasks=[...]) for new tasks.'
             )
         with laid_out(self.parallel, train.device) as mesh:
-            if mesh is not None:
-                check_shared(train)
             record, reason = describe_factory(factory, args)
             name = name or Path(place_of(train.rows.snapshot.root)).name
             parent = parent_of(factory, continue_from)
@@ -282,6 +281,10 @@ class Trainer:
                 seed_generators(train.device, self.seed)
                 model = built(factory, args, device=train.device)
                 wanted = tasks_of(model, tasks)
+                if mesh is not None:
+                    check_shared(train)
+                    if self.parallel.tp > 1:
+                        tensor_plan_of(model)
                 fields = self._check_fields(model, wanted, train, val)
                 if val is not None and resume in (None, 'auto'):  # else they were compared when it began
                     known = known_classes(None if isinstance(factory, TransferFactory) else parent)

@@ -12,12 +12,14 @@ import parallel_script
 import pytest
 import torch
 from parallel_script import train_once, write_rows
+from torch.distributed.tensor.parallel import ColwiseParallel
 
 import mmpipe as mm
 from mmpipe.errors import ConfigError
 from mmpipe.models.weights_file import load_weights
 from mmpipe.runs import open_run
 from mmpipe.train.balancing import Balancing
+from mmpipe.train.sharded import tensor_plan_of
 
 SCRIPT = Path(parallel_script.__file__)
 LAUNCH = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
@@ -156,6 +158,19 @@ def test_a_run_goes_on_over_another_number_of_processes(shards, alone, tmp_path,
 def test_a_number_of_processes_that_does_not_fit_is_refused(shards, tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
         train_once(str(shards), str(tmp_path), mm.Parallel(**options))
+
+
+@pytest.mark.parametrize(
+    ('plan', 'message'),
+    [({}, 'needs a plan'), ({'layers.9': ColwiseParallel()}, "names 'layers.9', which is no module of Planned")],
+)
+def test_a_plan_that_fits_nothing_is_refused(plan, message):
+    class Planned(torch.nn.Sequential):
+        def tensor_plan(self):
+            return plan
+
+    with pytest.raises(ConfigError, match=message):
+        tensor_plan_of(Planned(torch.nn.Linear(1, 1)))
 
 
 @pytest.mark.parametrize(
