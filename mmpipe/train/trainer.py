@@ -176,8 +176,8 @@ class Trainer:
             if getattr(self, name) < 0:
                 raise ConfigError(f'Trainer({name}={getattr(self, name)}): not below 0.')
         check_precision(self.precision)
-        self._check_parallel()
         check_balancing(self.balancing)
+        self._check_parallel()
         if self.schedule not in SCHEDULES:
             raise ConfigError(
                 f'Trainer(schedule={self.schedule!r}): one of {", ".join(map(repr, SCHEDULES))} is meant.'
