@@ -1,6 +1,7 @@
 """What a checkpoint is of, and the digests of its files: a damaged or foreign one is refused before it is loaded.
 
-checkpoints/<step>/checkpoint.json    {"format": 1, "about": {...}, "files": {name: {"bytes": ..., "sha256": ...}}}
+checkpoints/<step>/checkpoint.json    {"format": 2, "about": {...}, "files": {name: {"bytes": ..., "sha256": ...}},
+                                       "sha256": of the rest, so that damage here is not taken for damage elsewhere}
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from mmpipe.errors import RunError
 
 FILE = 'checkpoint.json'
-FORMAT = 1
+FORMAT = 2
 
 
 def seal(folder: Path, about: Mapping[str, Any]) -> None:
@@ -32,7 +33,8 @@ def seal(folder: Path, about: Mapping[str, Any]) -> None:
     {'step': 3}
     """
     files = {file.name: {'bytes': file.stat().st_size, 'sha256': digest(file)} for file in sorted(folder.iterdir())}
-    content = {'format': FORMAT, 'about': dict(about), 'files': files}
+    content: dict[str, Any] = {'format': FORMAT, 'about': dict(about), 'files': files}
+    content['sha256'] = _own_digest(content)
     (folder / FILE).write_text(json.dumps(content, indent=2, allow_nan=False) + '\n', encoding='utf-8')
 
 
@@ -107,15 +109,26 @@ def digest(file: Path, *, from_disk: bool = False) -> str:
         return hashlib.file_digest(opened, 'sha256').hexdigest()
 
 
+def _own_digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
 def _noted(folder: Path) -> dict[str, Any]:
     try:
         noted = json.loads((folder / FILE).read_text(encoding='utf-8'))
+        own = noted.pop('sha256', None)
+        if own is not None and own != _own_digest(noted):
+            raise ValueError('it does not hold what was written')
         if noted['format'] != FORMAT:
             raise RunError(
                 f'Checkpoint {folder} has format {noted["format"]}; this mmpipe reads format {FORMAT}. Use the mmpipe '
                 f'that wrote it.'
             )
-        if not (isinstance(noted['about'], dict) and all(len(e['sha256']) == 64 for e in noted['files'].values())):
+        if not (
+            own is not None
+            and isinstance(noted['about'], dict)
+            and all(len(e['sha256']) == 64 for e in noted['files'].values())
+        ):
             raise ValueError('about, files')
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(
