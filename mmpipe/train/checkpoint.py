@@ -27,7 +27,7 @@ from torch import nn
 from mmpipe.data.ranks import is_first
 from mmpipe.durable import new_directory
 from mmpipe.errors import TrainError
-from mmpipe.models.spread import is_sharded, like, whole_of
+from mmpipe.models.spread import held_of, is_sharded, like, union, whole_of
 from mmpipe.models.weights_file import load_weights, put_weights, whole_weights
 from mmpipe.runs import Run
 from mmpipe.runs.keep import score_of
@@ -109,12 +109,14 @@ def save_checkpoint(
         return path
     names, writes = _names(model, stateful), is_first()
     files = {name: whole_weights(part, keep=writes) for name, part in {'model': model, **stateful}.items()}
-    files['optimizer'] = {}
+    held = held_of(model)
+    kept: dict[str, torch.Tensor] = {}
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
             whole = whole_of(torch.as_tensor(value).detach())
-            if writes:
-                files['optimizer'][f'{names[parameter]}/{key}'] = whole.to('cpu').contiguous()
+            if writes or held is not None:
+                kept[f'{names[parameter]}/{key}'] = whole.contiguous() if held is not None else whole.to('cpu').contiguous()
+    files['optimizer'] = kept if held is None else union(kept, held, keep=writes)
     if not writes or path.is_dir():
         return path
     with new_directory(path) as folder:
@@ -188,9 +190,12 @@ def load_checkpoint(
     names = _names(model, stateful)
     trained = [parameter for group in optimizer.param_groups for parameter in group['params']]
     order = [names[parameter] for parameter in trained]
+    elsewhere = {name for parameter, name in names.items() if parameter.is_meta}
     values: dict[int, dict[str, torch.Tensor]] = {}
     for full, value in tensors.items():
         name, key = full.rsplit('/', 1)
+        if name in elsewhere:
+            continue
         if name not in order:
             raise TrainError(
                 f'Checkpoint {folder} has optimizer state of {name!r}, which is not trained now. Build the model as it '

@@ -39,7 +39,7 @@ from mmpipe.models.spread import is_sharded
 from mmpipe.runs import Run, open_run, update_run
 from mmpipe.runs.record import append_metrics, cut_metrics, drop_checkpoints, sync_metrics
 from mmpipe.train.average import Average
-from mmpipe.train.balancing import make_balancing, takes_gradients
+from mmpipe.train.balancing import make_balancing
 from mmpipe.train.callbacks import StopTraining
 from mmpipe.train.checkpoint import Keep, load_checkpoint, save_checkpoint, seconds_between
 from mmpipe.train.distributed import from_rank_0, processes
@@ -47,9 +47,9 @@ from mmpipe.train.evaluate import evaluate
 from mmpipe.train.interrupt import Interrupt, noted_interrupt
 from mmpipe.train.optimizer import groups_of, learning_rate, make_optimizer, scheduled, set_groups
 from mmpipe.train.random_numbers import seed_generators
-from mmpipe.train.sharded import Sharded
 from mmpipe.train.step import Stepper
-from mmpipe.train.strategy import Replicated, Strategy
+from mmpipe.train.strategies import strategy_of
+from mmpipe.train.strategy import Strategy
 from mmpipe.train.tasks import Task
 from mmpipe.train.unread import Unread
 from mmpipe.wording import how_many
@@ -92,10 +92,8 @@ class Loop:
         self.device = train.device
         self.callbacks = trainer.callbacks if is_first() else ()
         balancing = make_balancing(trainer.balancing, tasks).to(self.device)
-        self.strategy: Strategy = (
-            Replicated(overlap=not takes_gradients(balancing))
-            if mesh is None
-            else Sharded(mesh, precision=trainer.precision)
+        self.strategy: Strategy = strategy_of(
+            trainer.parallel, mesh, device=self.device, precision=trainer.precision, balancing=balancing
         )
         self.average = None if trainer.ema is None else Average(model, decay=trainer.ema)
         self.parts: dict[str, nn.Module] = {'balancing': balancing}  # beside the model in a checkpoint
@@ -230,7 +228,7 @@ class Loop:
         """One step of the model, without looking at what it gives."""
         config = self.config
         # All that is random in a step is a function of its number, so a checkpoint stores no generator.
-        seed_generators(self.device, config.seed, self.step, world()[0])
+        seed_generators(self.device, config.seed, self.step, self.strategy.draws)
         factor = None
         if self.scheduler is None:
             factor = learning_rate(
@@ -316,7 +314,8 @@ class Loop:
         found: dict[str, Any] = {}
         if self.val is not None and due:
             with nullcontext() if self.average is None else self.average.applied():
-                found = evaluate(self.model, self.val, tasks=self.tasks, precision=self.config.precision)
+                call, precision = self.strategy.called(self.model), self.config.precision
+                found = evaluate(self.model, self.val, tasks=self.tasks, precision=precision, call=call)
             found = _finite_or_none(found)
             self.metrics = line['val'] = found
             self.model.train()
@@ -427,7 +426,8 @@ class Loop:
         """
         floats = [(name, t) for name, t in self.model.state_dict().items() if t.is_floating_point()]
         own = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for _, tensor in floats]
-        finite = torch.stack([torch.isfinite(tensor).all() for tensor in own]).float()
+        there = torch.ones((), dtype=torch.bool, device=self.device)  # weights of another stage
+        finite = torch.stack([there if each.is_meta else torch.isfinite(each).all() for each in own]).float()
         if is_sharded(self.model):
             distributed.all_reduce(finite, op=distributed.ReduceOp.MIN)
         wrong = [name for (name, _), fine in zip(floats, finite.tolist(), strict=True) if not fine]

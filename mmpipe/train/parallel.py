@@ -5,6 +5,7 @@ Parallel(dp_shard=4)                  parameters, gradients and optimizer state 
 Parallel(dp_replicate=2, dp_shard=4)  twice (HSDP)
 Parallel(tp=2)                        layers in two parts, by the model's own plan; both processes see the same rows
 Parallel(dp_shard=2, tp=2)            both
+Parallel(pp=2)                        layers in two stages that micro-batches pass through; both see the same rows
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from torch import distributed
 from mmpipe.data.ranks import Sharing, sharing
 from mmpipe.errors import ConfigError
 
-DIMENSIONS = ('dp_replicate', 'dp_shard', 'tp')
+DIMENSIONS = ('pp', 'dp_replicate', 'dp_shard', 'tp')
+"""From the outside in: what talks most lies closest together, so that it stays on one machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,43 +35,48 @@ class Parallel:
         dp_shard: parts of parameters, gradients and optimizer state; each process sees other rows and gathers the
             parameters of a layer while it needs them.
         tp: parts of the layers that the model's `tensor_plan()` names; these processes see the same rows.
+        pp: stages of the largest encoder that says how to cut it (`pipeline_plan()`); micro-batches pass through them,
+            at least as many per step (`accumulate`) as there are stages. Goes with `dp_replicate` alone.
 
     Raises:
-        ConfigError: a number below 1.
+        ConfigError: a number below 1, or ways of spreading that do not go together.
 
     >>> Parallel(dp_shard=2).sizes(processes=4)
-    (2, 2, 1)
+    (1, 2, 2, 1)
     """
 
     dp_replicate: int | None = None
     dp_shard: int = 1
     tp: int = 1
+    pp: int = 1
 
     def __post_init__(self) -> None:
         for name in DIMENSIONS:
             value = getattr(self, name)
             if (name, value) != ('dp_replicate', None) and (not isinstance(value, int) or value < 1):
                 raise ConfigError(f'Parallel({name}={value!r}): a whole number from 1 on is meant.')
+        if self.pp > 1 and self.dp_shard * self.tp > 1:
+            raise ConfigError(f'{self}: stages (pp) hold whole layers, so leave out dp_shard and tp, or pp.')
 
-    def sizes(self, *, processes: int) -> tuple[int, int, int]:
+    def sizes(self, *, processes: int) -> tuple[int, int, int, int]:
         """Processes along `DIMENSIONS`.
 
         Raises:
             ConfigError: their product is another number than that of the processes.
         """
-        inner = self.dp_shard * self.tp
+        inner = self.pp * self.dp_shard * self.tp
         replicate = self.dp_replicate or max(processes // inner, 1)
         if replicate * inner != processes:
             raise ConfigError(
                 f'{self} wants {"a multiple of " if self.dp_replicate is None else ""}{replicate * inner} processes, '
                 f'and there are {processes}. Start as many (torchrun --nproc-per-node), or give other numbers.'
             )
-        return replicate, self.dp_shard, self.tp
+        return self.pp, replicate, self.dp_shard, self.tp
 
     @property
     def whole(self) -> bool:
         """Whether every process holds the whole model."""
-        return self.dp_shard == self.tp == 1
+        return self.dp_shard == self.tp == self.pp == 1
 
 
 WHOLE = Parallel()
@@ -100,7 +107,8 @@ def laid_out(parallel: Parallel, device: torch.device) -> Iterator[Any]:
         yield None
         return
     mesh = distributed.init_device_mesh(device.type, sizes, mesh_dim_names=DIMENSIONS)
-    replicate, shard, _ = mesh.get_coordinate() or (0, 0, 0)
+    _, replicate, shard, _ = mesh.get_coordinate() or (0, 0, 0, 0)
     group = mesh['dp_replicate', 'dp_shard']._flatten().get_group()
-    with sharing(Sharing(replicate * sizes[1] + shard, sizes[0] * sizes[1], group)):
+    _, replicates, shards, _ = sizes
+    with sharing(Sharing(replicate * shards + shard, replicates * shards, group)):
         yield mesh

@@ -30,7 +30,7 @@ class Sharded(OverRanks):
 
     def __init__(self, mesh: Any, *, precision: str = 'fp32') -> None:
         self.mesh, self.precision = mesh, precision
-        self.replicate, self.shard, self.tensor = mesh.shape
+        self.replicate, self.shard, self.tensor = (mesh[name].size() for name in ('dp_replicate', 'dp_shard', 'tp'))
         self._parts: list[FSDPModule] = []
 
     def prepare(self, model: nn.Module) -> None:
@@ -66,7 +66,7 @@ class Sharded(OverRanks):
         return model
 
     def micro(self, *, last: bool, even: bool) -> AbstractContextManager[Any]:
-        """See `Strategy.micro`."""
+        """See `OverRanks.micro`."""
         for part in self._parts:
             part.set_requires_gradient_sync(last, recurse=False)
         return nullcontext()

@@ -7,7 +7,7 @@ part of it. The loop and its checkpoints ask nothing else.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -24,6 +24,31 @@ BUFFERS_OF_RANK_0 = next(
     if name in inspect.signature(DistributedDataParallel).parameters
 )
 """What torch calls, before and since 2.14, to send buffers in each forward pass; `settle` does that once a step."""
+
+
+Batch = Mapping[str, Any]
+Outputs = Mapping[str, torch.Tensor]
+
+
+class Pass(Protocol):
+    """What a step does with a micro-batch."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether any row of the step has a label."""
+        ...
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        """Forward pass, losses and backward pass; float32 `[2 * tasks + 1]`, see `mmpipe.train.step.Stepper`."""
+        ...
+
+    def laid(self, batch: Batch) -> Batch:
+        """The batch as the model takes it."""
+        ...
+
+    def loss(self, output: Outputs, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss to go backward from, and what `__call__` would return."""
+        ...
 
 
 class Strategy(Protocol):
@@ -46,12 +71,26 @@ class Strategy(Protocol):
         """The sum of some numbers over these ranks."""
         ...
 
-    def micro(self, *, last: bool, even: bool) -> AbstractContextManager[Any]:
-        """Around the forward and backward pass of one micro-batch.
+    @property
+    def draws(self) -> int:
+        """Which random numbers a process draws in a step; those that must draw the same ones have the same number."""
+        ...
+
+    def called(self, model: nn.Module) -> Callable[[Batch], Outputs]:
+        """What gives all outputs of a batch to each process, for an evaluation."""
+        ...
+
+    def passes(self, micro: list[dict[str, Any]], one: Pass, *, even: bool) -> torch.Tensor | None:
+        """Forward and backward passes of a step.
 
         Args:
-            last: of its step.
+            micro: micro-batches of this rank; emptied, so that each can go when it is done.
+            one: what is done with each.
             even: whether every rank has rows in every micro-batch of the step.
+
+        Returns:
+            The sum of what `one` gave for micro-batches that have rows; None where none has, or on a process that does
+            not see losses.
         """
         ...
 
@@ -75,6 +114,35 @@ class OverRanks:
     def ranks(self) -> int:
         """See `Strategy.ranks`."""
         return world()[1]
+
+    @property
+    def draws(self) -> int:
+        """See `Strategy.draws`."""
+        return world()[0]
+
+    def called(self, model: nn.Module) -> Callable[[Batch], Outputs]:
+        """See `Strategy.called`."""
+        return model
+
+    def passes(self, micro: list[dict[str, Any]], one: Pass, *, even: bool) -> torch.Tensor | None:
+        """See `Strategy.passes`."""
+        taken = None
+        while micro:
+            batch = micro.pop(0)  # let go of it after its backward pass
+            if len(batch['_key']) > 0:  # else this rank has no row in the last step of an epoch
+                with self.micro(last=not micro, even=even):
+                    part = one(batch)
+                taken = part if taken is None else taken + part
+        return taken
+
+    def micro(self, *, last: bool, even: bool) -> AbstractContextManager[Any]:
+        """Around the forward and backward pass of one micro-batch.
+
+        Args:
+            last: of its step.
+            even: whether every rank has rows in every micro-batch of the step.
+        """
+        return nullcontext()
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
         """See `Strategy.total`."""
@@ -124,7 +192,7 @@ class Replicated(OverRanks):
         return self._wrapped
 
     def micro(self, *, last: bool, even: bool) -> AbstractContextManager[Any]:
-        """See `Strategy.micro`."""
+        """See `OverRanks.micro`."""
         return nullcontext() if self._wrapped is None or (last and even) else self._wrapped.no_sync()
 
     def reduce(self, parameters: Sequence[nn.Parameter], *, even: bool) -> None:

@@ -51,6 +51,7 @@ from mmpipe.train.loop import Loop
 from mmpipe.train.optimizer import OptimizerFactory, SchedulerFactory, name_of_factory
 from mmpipe.train.parallel import WHOLE, Parallel, laid_out
 from mmpipe.train.parent import carry_weights, lineage_of, parent_of
+from mmpipe.train.pipelined import cut_of
 from mmpipe.train.precision import check_precision
 from mmpipe.train.random_numbers import borrowed_generators, seed_generators
 from mmpipe.train.recompute import forget_blocks
@@ -285,6 +286,8 @@ class Trainer:
                     check_shared(train)
                     if self.parallel.tp > 1:
                         tensor_plan_of(model)
+                    if self.parallel.pp > 1:
+                        cut_of(model, self.parallel.pp)
                 fields = self._check_fields(model, wanted, train, val)
                 if val is not None and resume in (None, 'auto'):  # else they were compared when it began
                     known = known_classes(None if isinstance(factory, TransferFactory) else parent)
@@ -360,6 +363,11 @@ class Trainer:
             raise ConfigError(
                 f'Trainer({name}={getattr(self, name)!r}) needs the whole model on every rank, and {self.parallel} has '
                 f'it in parts: leave {name} out{" (bf16 works)" if name == "precision" else ""}, or use Parallel().'
+            )
+        if self.accumulate < self.parallel.pp:
+            raise ConfigError(
+                f'Trainer(accumulate={self.accumulate}) gives {self.parallel} fewer micro-batches in a step than it has '
+                f'stages, so that some would always wait: pass accumulate={4 * self.parallel.pp} (and a smaller batch).'
             )
 
     def _check_loaders(self, train: DataLoader, val: DataLoader | None) -> None:

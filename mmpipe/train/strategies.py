@@ -1,0 +1,35 @@
+"""Which strategy a `Parallel` asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mmpipe.train.balancing import Balancing, takes_gradients
+from mmpipe.train.parallel import Parallel
+from mmpipe.train.pipelined import Pipelined
+from mmpipe.train.sharded import Sharded
+from mmpipe.train.strategy import Replicated, Strategy
+
+
+def strategy_of(
+    parallel: Parallel, mesh: Any, *, device: torch.device, precision: str, balancing: Balancing
+) -> Strategy:
+    """How a training spreads its model.
+
+    Args:
+        parallel: what was asked for.
+        mesh: of `mmpipe.train.parallel.laid_out`.
+        device: of the training.
+        precision: of the training.
+        balancing: of its losses.
+
+    >>> type(strategy_of(Parallel(), None, device=torch.device('cpu'), precision='fp32', balancing=Balancing())).__name__
+    'Replicated'
+    """
+    if mesh is None:
+        return Replicated(overlap=not takes_gradients(balancing))
+    if parallel.pp > 1:
+        return Pipelined(mesh, device=device, precision=precision)
+    return Sharded(mesh, precision=precision)
