@@ -93,8 +93,9 @@ class Loop:
         self.callbacks = trainer.callbacks if is_first() else ()
         balancing = make_balancing(trainer.balancing, tasks).to(self.device)
         self.strategy: Strategy = strategy_of(
-            trainer.parallel, mesh, device=self.device, precision=trainer.precision, balancing=balancing
-        )
+            trainer.parallel, mesh, device=self.device, precision=trainer.precision, balancing=balancing,
+            clip=trainer.clip,
+        )  # fmt: skip
         self.average = None if trainer.ema is None else Average(model, decay=trainer.ema)
         self.parts: dict[str, nn.Module] = {'balancing': balancing}  # beside the model in a checkpoint
         if self.average is not None:
@@ -110,6 +111,7 @@ class Loop:
             frozen_too=trainer.unfreeze is not None,
             factory=trainer.optimizer,
         )
+        self.strategy.adopt(self.optimizer)
         self.scheduler = None if trainer.scheduler is None else scheduled(trainer.scheduler, self.optimizer)
         self.stepper = Stepper(
             self.model,

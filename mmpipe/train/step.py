@@ -133,6 +133,8 @@ class Stepper:
         if self.scaler.is_enabled():  # looks at all gradients, and leaves out an update where one is not finite
             self.scaler.step(self.optimizer)
             self.scaler.update()
+        elif self.strategy.step(bad):
+            pass
         elif self.skips:
             with _told(self.optimizer, bad):
                 self.optimizer.step()

@@ -11,10 +11,18 @@ from mmpipe.train.parallel import Parallel
 from mmpipe.train.pipelined import Pipelined
 from mmpipe.train.sharded import Sharded
 from mmpipe.train.strategy import Replicated, Strategy
+from mmpipe.train.yafsdp import YaSharded
+from mmpipe.train.zero import STAGES, Zero
 
 
 def strategy_of(
-    parallel: Parallel, mesh: Any, *, device: torch.device, precision: str, balancing: Balancing
+    parallel: Parallel,
+    mesh: Any,
+    *,
+    device: torch.device,
+    precision: str,
+    balancing: Balancing,
+    clip: float | None = None,
 ) -> Strategy:
     """How a training spreads its model.
 
@@ -24,6 +32,7 @@ def strategy_of(
         device: of the training.
         precision: of the training.
         balancing: of its losses.
+        clip: largest norm of the gradient.
 
     >>> type(strategy_of(Parallel(), None, device=torch.device('cpu'), precision='fp32', balancing=Balancing())).__name__
     'Replicated'
@@ -32,4 +41,8 @@ def strategy_of(
         return Replicated(overlap=not takes_gradients(balancing))
     if parallel.pp > 1:
         return Pipelined(mesh, device=device, precision=precision)
-    return Sharded(mesh, precision=precision)
+    if parallel.sharding in STAGES:
+        return Zero(parallel.sharding, device=device, precision=precision, clip=clip, beside=balancing)
+    if parallel.sharding == 'yafsdp':
+        return YaSharded(mesh, precision=precision)
+    return Sharded(mesh, precision=precision, offload=parallel.offload)

@@ -58,6 +58,10 @@ class Strategy(Protocol):
         """Spread a model that is on its device: the same weights for all ranks."""
         ...
 
+    def adopt(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take over the optimizer of a prepared model, where an engine wants to own it."""
+        ...
+
     def callable(self, model: nn.Module) -> nn.Module:
         """What to call in place of a prepared model; asked again when other parts of it are trained."""
         ...
@@ -102,6 +106,10 @@ class Strategy(Protocol):
         """Scale gradients down to a norm over all of them; the norm they had, on the device."""
         ...
 
+    def step(self, bad: torch.Tensor) -> bool:
+        """Update the weights, unless `bad` is 1; False where that is left to the caller."""
+        ...
+
     def settle(self, model: nn.Module) -> None:
         """After the optimizer: what ranks must agree on, such as statistics of BatchNorm."""
         ...
@@ -114,6 +122,13 @@ class OverRanks:
     def ranks(self) -> int:
         """See `Strategy.ranks`."""
         return world()[1]
+
+    def adopt(self, optimizer: torch.optim.Optimizer) -> None:
+        """See `Strategy.adopt`."""
+
+    def step(self, bad: torch.Tensor) -> bool:
+        """See `Strategy.step`."""
+        return False
 
     @property
     def draws(self) -> int:
