@@ -13,8 +13,6 @@ import torch
 from torch import distributed, nn
 from torch.distributed.tensor import DTensor
 
-from mmpipe.data.ranks import world
-
 
 @dataclass(frozen=True)
 class Held:
@@ -23,10 +21,12 @@ class Held:
     Args:
         names: of its parameters and buffers that are up to date here.
         group: the `ProcessGroup` of all stages, one process each.
+        copy: which copy of the model these are; from 0.
     """
 
     names: frozenset[str]
     group: Any
+    copy: int = 0
 
 
 def held_of(module: nn.Module) -> Held | None:
@@ -46,10 +46,10 @@ def union(tensors: Mapping[str, torch.Tensor], held: Held, *, keep: bool) -> dic
         keep: False to only take part, and hold nothing.
 
     Returns:
-        The tensors by name; those that several stages have, as the first of them has them. Nothing on the processes of
-        another copy of the model than that of the first process: one copy will do.
+        The tensors by name; those that several stages have, as the first of them has them. Nothing for another copy of
+        the model than the first: one will do.
     """
-    if world()[0] != 0:
+    if held.copy:
         return {}
     mine = {name: (tuple(tensor.shape), tensor.dtype, tensor.device.type) for name, tensor in tensors.items()}
     every: list[Any] = [None] * distributed.get_world_size(held.group)
