@@ -8,6 +8,10 @@
 
 It is written under another name, flushed to the disk and renamed; then it is read back from the disk, and older ones go
 only when its digests are right. Random numbers need no state: those of step n are seeded by (seed, n).
+
+Of a model that is spread over processes, each writes the pieces that it holds (mmpipe.models.pieces), while training
+goes on (mmpipe.train.writing); any of the first three is then in pieces instead. They load over any number of
+processes.
 """
 
 from __future__ import annotations
@@ -15,6 +19,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import secrets
+import shutil
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,16 +30,22 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from mmpipe.data.ranks import is_first
-from mmpipe.durable import new_directory
+from mmpipe.durable import make_folders, new_directory
 from mmpipe.errors import TrainError
+from mmpipe.models.pieces import FILE as PIECES
+from mmpipe.models.pieces import Pieces, Stored, read_pieces, stored_tensors, take_pieces
 from mmpipe.models.spread import is_sharded, like, whole_of
-from mmpipe.models.weights_file import load_weights, put_weights, whole_weights
+from mmpipe.models.weights_file import check_weights, load_weights, put_weights, whole_weights
 from mmpipe.runs import Run
 from mmpipe.runs.keep import score_of
 from mmpipe.runs.record import drop_checkpoints
 from mmpipe.runs.seal import check_seal, seal
+from mmpipe.train.distributed import from_rank_0, processes
+from mmpipe.train.group import patience
+from mmpipe.train.writing import Writing, publish, wait_for_pieces, write_piece
 
 LEAST_PAUSE_S = 5.0
 PAUSE_PER_COST = 20
@@ -118,14 +131,112 @@ def save_checkpoint(
     if not writes or path.is_dir():
         return path
     with new_directory(path) as folder:
-        for name, tensors in files.items():
-            save_file(tensors, folder / f'{name}.safetensors')
-        (folder / 'state.json').write_text(json.dumps(state, indent=2, allow_nan=False) + '\n', encoding='utf-8')
-        score = None if keep.best is None else score_of(state.get('metrics') or {}, keep.best)
-        seal(folder, {**identity(run), 'step': state['step'], 'score': score})
+        _write_whole(folder, files, state)
+        seal(folder, _about(run, state, keep))
     check_seal(path, from_disk=True)
-    drop_checkpoints(run, newest=keep.newest, best=keep.best is not None, every=keep.every)
+    _drop(run, keep)
     return path
+
+
+def save_in_pieces(
+    run: Run,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    *,
+    writing: Writing,
+    parts: Mapping[str, nn.Module] | None = None,
+    keep: Keep | None = None,
+    whole: bool = False,
+) -> None:
+    """Copy what each process holds, and write it while training goes on; all processes must ask.
+
+    Args:
+        run: as for `save_checkpoint`.
+        model: the same.
+        optimizer: the same.
+        state: the same; that of the first process counts.
+        writing: of this process. What it wrote before is waited for.
+        parts: as for `save_checkpoint`.
+        keep: the same.
+        whole: write weights whole, besides the optimizer's state in pieces, and wait: what the end of a run is to have.
+
+    Raises:
+        RunError: this checkpoint (if `whole`) or the one before could not be written.
+
+    >>> import tempfile
+    >>> from mmpipe.runs import create_run
+    >>> model, run, writing = nn.Linear(1, 1), create_run('shop', {}, runs=tempfile.mkdtemp()), Writing()
+    >>> save_in_pieces(run, model, torch.optim.AdamW(model.parameters()), {'step': 3}, writing=writing)
+    >>> writing.wait(); sorted(file.name for file in run.checkpoint().iterdir())
+    ['checkpoint.json', 'pieces-00000-of-00001.safetensors', 'pieces.json', 'state.json']
+    """
+    writing.wait()
+    keep = keep or Keep()
+    path = run.path / 'checkpoints' / f'{state["step"]:08d}'
+    folder = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')
+    if is_first() and not path.is_dir():
+        make_folders(folder)
+    # The first process says where, so that no piece of an attempt that was killed is taken for one of this.
+    said = from_rank_0('' if path.is_dir() else str(folder))
+    if not said:
+        return
+    folder = Path(said)
+    stateful = {name: part for name, part in (parts or {}).items() if part.state_dict()}
+    files = {name: whole_weights(part, keep=is_first()) for name, part in {'model': model, **stateful}.items() if whole}
+    held = {} if whole else _weights_of({'model': model, **stateful})
+    names = _names(model, stateful)
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            held[f'optimizer/{names[parameter]}/{key}'] = torch.as_tensor(value).detach()
+    pieces, count, first, patience_s = take_pieces(held), processes(), is_first(), patience()
+
+    def write(given_up: threading.Event) -> None:
+        if not first:
+            write_piece(folder, pieces.file, lambda file: save_file(pieces.own, file))
+            return
+        try:
+            _write_whole(folder, files, state)
+            (folder / PIECES).write_text(json.dumps(pieces.index) + '\n', encoding='utf-8')
+            write_piece(folder, pieces.file, lambda file: save_file(pieces.own, file))
+            found = wait_for_pieces(folder, _files(pieces, count), patience_s=patience_s, given_up=given_up)
+            seal(folder, _about(run, state, keep), known=found)
+            publish(folder, path)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        mine = {file.name for file in path.iterdir()} - set(found)  # every rank has read its own back
+        check_seal(path, only=mine, from_disk=True)
+        _drop(run, keep)
+
+    writing.start(write)
+    if whole:
+        writing.wait()
+
+
+def _files(pieces: Pieces, count: int) -> list[str]:
+    return [pieces.file.replace('-00000-', f'-{rank:05d}-') for rank in range(count)]
+
+
+def _weights_of(modules: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
+    return {
+        f'{name}/{key}': tensor.detach() for name, part in modules.items() for key, tensor in part.state_dict().items()
+    }
+
+
+def _write_whole(folder: Path, files: Mapping[str, dict[str, torch.Tensor]], state: Mapping[str, Any]) -> None:
+    for name, tensors in files.items():
+        save_file(tensors, folder / f'{name}.safetensors')
+    (folder / 'state.json').write_text(json.dumps(state, indent=2, allow_nan=False) + '\n', encoding='utf-8')
+
+
+def _about(run: Run, state: Mapping[str, Any], keep: Keep) -> dict[str, Any]:
+    score = None if keep.best is None else score_of(state.get('metrics') or {}, keep.best)
+    return {**identity(run), 'step': state['step'], 'score': score}
+
+
+def _drop(run: Run, keep: Keep) -> None:
+    drop_checkpoints(run, newest=keep.newest, best=keep.best is not None, every=keep.every)
 
 
 def identity(run: Run) -> dict[str, Any]:
@@ -178,18 +289,28 @@ def load_checkpoint(
     >>> load_checkpoint(run, save_checkpoint(run, model, optimizer, {'step': 3}), model, optimizer)
     {'step': 3}
     """
-    check_seal(folder, about=identity(run))
+    # Pieces are checked by those who read them.
+    check_seal(folder, about=identity(run), only={file.name for file in folder.iterdir()} - _piece_files(folder))
+    in_pieces = stored_tensors(folder)
     stateful = {name: part for name, part in (parts or {}).items() if part.state_dict()}
-    put_weights(model, load_weights(folder / 'model.safetensors'), source=f'checkpoint {folder}')
-    for name, part in stateful.items():
-        put_weights(part, load_weights(folder / f'{name}.safetensors'), source=f'checkpoint {folder}')
-    state = json.loads((folder / 'state.json').read_text(encoding='utf-8'))
-    tensors = load_file(folder / 'optimizer.safetensors')
-    names = _names(model, stateful)
+    source = f'checkpoint {folder}'
+    held: dict[str, torch.Tensor] = {}
+    for name, part in {'model': model, **stateful}.items():
+        if (folder / f'{name}.safetensors').is_file():
+            put_weights(part, load_weights(folder / f'{name}.safetensors'), source=source)
+        else:
+            shapes = {key: found.shape for key, found in _under(name, in_pieces).items()}
+            check_weights(part, shapes, source=source)
+            held |= _weights_of({name: part})
     trained = [parameter for group in optimizer.param_groups for parameter in group['params']]
+    names = _names(model, stateful)
     order = [names[parameter] for parameter in trained]
+    whole: dict[str, torch.Tensor] = {}
+    if (folder / 'optimizer.safetensors').is_file():
+        whole = load_file(folder / 'optimizer.safetensors')
+    spread = _under('optimizer', in_pieces)
     values: dict[int, dict[str, torch.Tensor]] = {}
-    for full, value in tensors.items():
+    for full in [*whole, *spread]:
         name, key = full.rsplit('/', 1)
         if name not in order:
             raise TrainError(
@@ -197,10 +318,31 @@ def load_checkpoint(
                 f'was then, or start a new run from its weights with continue_from=.'
             )
         position = order.index(name)
-        values.setdefault(position, {})[key] = like(trained[position], value)
+        if full in whole:
+            value = like(trained[position], whole[full])
+        else:
+            value = held[f'optimizer/{full}'] = _empty(spread[full], beside=trained[position])
+        values.setdefault(position, {})[key] = value
+    if held:
+        read_pieces(folder, held)
     # Through load_state_dict, which knows on which device and in which dtype each kind of state belongs.
     optimizer.load_state_dict({'state': values, 'param_groups': optimizer.state_dict()['param_groups']})
-    return state
+    return json.loads((folder / 'state.json').read_text(encoding='utf-8'))
+
+
+def _piece_files(folder: Path) -> set[str]:
+    return {file.name for file in folder.glob('pieces-*.safetensors')}
+
+
+def _under(name: str, tensors: Mapping[str, Stored]) -> dict[str, Stored]:
+    return {key.removeprefix(f'{name}/'): value for key, value in tensors.items() if key.startswith(f'{name}/')}
+
+
+def _empty(stored: Stored, *, beside: torch.Tensor) -> torch.Tensor:
+    """Room for a state of a parameter, spread as that is where it has its shape."""
+    if isinstance(beside, DTensor) and stored.shape == beside.shape:
+        return torch.empty_like(beside, dtype=stored.dtype).detach()
+    return torch.empty(stored.shape, dtype=stored.dtype, device='cpu')
 
 
 def _names(model: nn.Module, parts: Mapping[str, nn.Module]) -> dict[torch.Tensor, str]:

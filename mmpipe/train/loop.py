@@ -26,6 +26,7 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,7 +42,7 @@ from mmpipe.runs.record import append_metrics, cut_metrics, drop_checkpoints, sy
 from mmpipe.train.average import Average
 from mmpipe.train.balancing import make_balancing, takes_gradients
 from mmpipe.train.callbacks import StopTraining
-from mmpipe.train.checkpoint import Keep, load_checkpoint, save_checkpoint, seconds_between
+from mmpipe.train.checkpoint import Keep, load_checkpoint, save_checkpoint, save_in_pieces, seconds_between
 from mmpipe.train.distributed import from_rank_0, processes
 from mmpipe.train.evaluate import evaluate
 from mmpipe.train.interrupt import Interrupt, noted_interrupt
@@ -52,6 +53,7 @@ from mmpipe.train.step import Stepper
 from mmpipe.train.strategy import Replicated, Strategy
 from mmpipe.train.tasks import Task
 from mmpipe.train.unread import Unread
+from mmpipe.train.writing import Writing
 from mmpipe.wording import how_many
 
 if TYPE_CHECKING:
@@ -137,6 +139,9 @@ class Loop:
         self.recent: dict[str, float] = {}
         self.left_out: set[int] = set()  # steps that are not taken again after going back
         self.skipped: list[int] = []  # since the training began, or went back
+        auto = trainer.sharded_checkpoints == 'auto'
+        self.in_pieces = is_sharded(model) if auto else bool(trainer.sharded_checkpoints)
+        self.writing = Writing()
         self.saved_at = time.monotonic()
         self.save_took = 0.0
         self.waited_s = self.trained_s = 0.0  # in the epochs of this process
@@ -164,8 +169,11 @@ class Loop:
                 f'There is no batch to train on: {len(self.loader.rows)} rows, batch_size {self.loader.batch_size} on '
                 f'{world()[1]} ranks, drop_last. Use a smaller batch_size, or drop_last=False.'
             )
-        with noted_interrupt() as self.interrupt:
-            return self._train()
+        try:
+            with noted_interrupt() as self.interrupt:
+                return self._train()
+        finally:
+            self.writing.close()
 
     def _train(self) -> Run:
         self._restore()
@@ -212,7 +220,7 @@ class Loop:
             self.step += 1
             self._report(epoch, time.monotonic() - began, self.step - first)
             if self.step < last and (self._stopping() or self._checkpoint_due()):
-                self._save()
+                self._save(whole=self.enough)
                 self._stop_if_asked()
                 if self.enough:
                     return
@@ -223,7 +231,7 @@ class Loop:
         self._end_epoch(epoch)
         evaluated = self.keep.best is not None and bool(self.metrics)
         if self.step == self.total or self._stopping() or self._checkpoint_due() or evaluated:
-            self._save()
+            self._save(whole=self.step == self.total or self.enough or evaluated)
             self._stop_if_asked()
 
     def _take(self, micro: list[dict[str, Any]]) -> None:
@@ -281,6 +289,7 @@ class Loop:
 
     def _stop_if_asked(self) -> None:
         if self._stopping() and not self.enough:
+            self.writing.wait()
             from_rank_0('')  # a launcher may kill all ranks when the first one leaves, so they wait for the checkpoint
             raise KeyboardInterrupt(f'run {self.run.id} is saved after step {self.step} of {self.total}')
 
@@ -374,7 +383,7 @@ class Loop:
         """Whether there is something to leave out that was not before, not too much of it, and where to go."""
         most = 2 * self.config.skip_nonfinite + 1
         few = len(self.skipped) > 0 and len(self.skipped) + len(self.left_out) <= most
-        return few and self.run.newest_checkpoint() is not None
+        return few and self._newest_checkpoint() is not None
 
     def _keys_of(self, step: int) -> list[str]:
         """Keys of all rows of a step (from 1 on), on all ranks."""
@@ -394,7 +403,8 @@ class Loop:
             self.run.id, self.step, how_many(len(self.left_out), 'step'),
         )  # fmt: skip
 
-    def _save(self) -> None:
+    def _save(self, *, whole: bool) -> None:
+        """A checkpoint; of a model in parts with `whole` weights where they are to be used, and else in pieces."""
         state = {
             'step': self.step,
             'loader': self.loader.state_dict(),
@@ -413,7 +423,12 @@ class Loop:
             self.average.settle()
         if is_first():
             sync_metrics(self.run)
-        if is_first() or is_sharded(self.model):
+        if self.in_pieces:
+            save_in_pieces(
+                self.run, self.model, self.optimizer, state, parts=self.parts, keep=self.keep, writing=self.writing,
+                whole=whole,
+            )  # fmt: skip
+        elif is_first() or is_sharded(self.model):
             save_checkpoint(self.run, self.model, self.optimizer, state, parts=self.parts, keep=self.keep)
         self.saved_at = time.monotonic()
         self.save_took = self.saved_at - began
@@ -449,8 +464,15 @@ class Loop:
         )
         return f'Lower lr={self.config.lr}, set clip=1.0, or look for extreme values in the inputs. {steps}.'
 
+    def _newest_checkpoint(self) -> Path | None:
+        """The same on all ranks, whatever is being written."""
+        self.writing.wait()
+        found = self.run.newest_checkpoint() if is_first() else None
+        name = from_rank_0('' if found is None else str(found))
+        return Path(name) if name else None
+
     def _restore(self) -> None:
-        folder = self.run.newest_checkpoint()
+        folder = self._newest_checkpoint()
         if folder is not None:
             state = load_checkpoint(self.run, folder, self.model, self.optimizer, parts=self.parts)
             self.step = state['step']

@@ -19,6 +19,7 @@ from torch import distributed
 
 from mmpipe.data.ranks import Sharing, sharing
 from mmpipe.errors import ConfigError
+from mmpipe.train.group import limit_waiting
 
 DIMENSIONS = ('dp_replicate', 'dp_shard', 'tp')
 
@@ -102,5 +103,6 @@ def laid_out(parallel: Parallel, device: torch.device) -> Iterator[Any]:
     mesh = distributed.init_device_mesh(device.type, sizes, mesh_dim_names=DIMENSIONS)
     replicate, shard, _ = mesh.get_coordinate() or (0, 0, 0)
     group = mesh['dp_replicate', 'dp_shard']._flatten().get_group()
+    limit_waiting([*mesh.get_all_groups(), group])
     with sharing(Sharing(replicate * sizes[1] + shard, sizes[0] * sizes[1], group)):
         yield mesh

@@ -113,6 +113,9 @@ class Trainer:
         keep_best: 'task.metric' of the validation rows: the best checkpoint by it stays, too, and there is one after
             each evaluation. Losses, `mae` and `rmse` are better where they are lower; any other with a `-` before it.
         keep_every: checkpoints of steps that this divides stay, too.
+        sharded_checkpoints: each process writes the parts of the checkpoint that it holds, while training goes on;
+            'auto' where parts of the model are spread. They load over any number of processes. The last checkpoint, and
+            one after an evaluation that the best is kept of, has the whole weights besides.
         evaluate_every: epochs between evaluations; the last epoch has one in any case.
         log_every: optimizer steps between lines of losses in metrics.jsonl; reading them waits for the device.
         progress: called after each step with ('train', rows done, rows in all, 'rows').
@@ -157,6 +160,7 @@ class Trainer:
     keep_checkpoints: int = 1
     keep_best: str | None = None
     keep_every: int | None = None
+    sharded_checkpoints: bool | str = 'auto'
     evaluate_every: int = 1
     log_every: int = 10
     progress: Progress | None = None
@@ -175,6 +179,8 @@ class Trainer:
         for name in ('weight_decay', 'warmup', 'skip_nonfinite'):
             if getattr(self, name) < 0:
                 raise ConfigError(f'Trainer({name}={getattr(self, name)}): not below 0.')
+        if self.sharded_checkpoints not in (True, False, 'auto'):
+            raise ConfigError(f"Trainer(sharded_checkpoints={self.sharded_checkpoints!r}): True, False or 'auto'.")
         check_precision(self.precision)
         check_balancing(self.balancing)
         self._check_parallel()
