@@ -70,6 +70,7 @@ _WHERE: dict[str, str | None] = {
     'regression': 'mmpipe.train',
     'Parallel': 'mmpipe.train',
     'Trainer': 'mmpipe.train',
+    'process_group': 'mmpipe.train',
     'evaluate': 'mmpipe.train',
     'find_max_batch': 'mmpipe.train',
     'predict': 'mmpipe.train',
@@ -147,6 +148,7 @@ if TYPE_CHECKING:
     from mmpipe.train import load_model as load_model
     from mmpipe.train import multilabel as multilabel
     from mmpipe.train import predict as predict
+    from mmpipe.train import process_group as process_group
     from mmpipe.train import regression as regression
     from mmpipe.train import resume_run as resume_run
     from mmpipe.train import transfer as transfer

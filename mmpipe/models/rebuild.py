@@ -12,6 +12,8 @@ from torch import nn
 from mmpipe.data.device import resolve
 from mmpipe.errors import RunError
 from mmpipe.models.encoders import weights_follow
+from mmpipe.models.pieces import FILE as PIECES
+from mmpipe.models.pieces import stored_tensors, whole_tensors
 from mmpipe.models.weights_file import load_weights, put_weights
 from mmpipe.runs import Run, find_factory, open_run
 from mmpipe.runs.seal import check_seal
@@ -31,6 +33,10 @@ def run_weights(run: Run, which: str | int = 'newest') -> dict[str, torch.Tensor
         RunError: there is no such checkpoint, or its weights are damaged.
     """
     folder = run.checkpoint(which)
+    in_pieces = {name.partition('/')[0] for name in stored_tensors(folder)}
+    if 'model' in in_pieces:  # the newest of a run that was killed or stopped
+        check_seal(folder, only=[PIECES])
+        return whole_tensors(folder, 'average/' if 'average' in in_pieces else 'model/')
     name = 'average.safetensors' if (folder / 'average.safetensors').exists() else 'model.safetensors'
     check_seal(folder, only=[name])
     return load_weights(folder / name)

@@ -87,13 +87,28 @@ def whole_of(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def here_of(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a tensor; nothing of one of another stage.
+
+    >>> here_of(torch.ones(1)), here_of(torch.ones(1, device='meta'))
+    (tensor([1.]), tensor([]))
+    """
+    if tensor.is_meta:
+        return torch.zeros(0)
+    if hasattr(tensor, 'ds_tensor'):  # DeepSpeed's name for the part
+        return tensor.ds_tensor
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def is_sharded(module: nn.Module) -> bool:
     """Whether a process holds a part of the module alone.
 
     >>> is_sharded(nn.Linear(1, 1))
     False
     """
-    return held_of(module) is not None or any(isinstance(parameter, DTensor) for parameter in module.parameters())
+    if held_of(module) is not None:
+        return True
+    return any(isinstance(each, DTensor) or hasattr(each, 'ds_tensor') for each in module.parameters())
 
 
 def like(tensor: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:

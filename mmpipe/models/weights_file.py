@@ -82,10 +82,31 @@ def put_weights(
     mmpipe.errors.ModelError: The weights of a file do not fit Linear: it lacks 'bias'.
     Build the model with the arguments that the weights were trained with.
     """
+    check_weights(module, {name: tensor.shape for name, tensor in tensors.items()}, source=source, new=new)
     own = module.state_dict()
-    lacking = [name for name in own if name not in tensors and not name.startswith(new or ('\0',))]
-    extra = [name for name in tensors if name not in own]
-    shapes = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
+    module.load_state_dict({**own, **{name: like(own[name], tensor) for name, tensor in tensors.items()}})
+
+
+def check_weights(
+    module: nn.Module, there: Mapping[str, torch.Size], *, source: str, new: tuple[str, ...] = ()
+) -> None:
+    """Whether weights would fit a module, by their shapes alone.
+
+    Args:
+        module: what they are to go into.
+        there: shapes by the names of its `state_dict`.
+        source: as for `put_weights`.
+        new: the same.
+
+    Raises:
+        ModelError: a name is missing or left over, or a shape differs.
+
+    >>> check_weights(nn.Linear(2, 1, bias=False), {'weight': torch.Size([1, 2])}, source='a file')
+    """
+    own = module.state_dict()
+    lacking = [name for name in own if name not in there and not name.startswith(new or ('\0',))]
+    extra = [name for name in there if name not in own]
+    shapes = [name for name in own if name in there and own[name].shape != there[name]]
     problem = None
     if lacking:
         problem = f'it lacks {lacking[0]!r}' + (f' and {len(lacking) - 1} more' if len(lacking) > 1 else '')
@@ -97,10 +118,9 @@ def put_weights(
         )
     elif shapes:
         name = shapes[0]
-        problem = f'{name!r} has shape {list(tensors[name].shape)} there and {list(own[name].shape)} here'
+        problem = f'{name!r} has shape {list(there[name])} there and {list(own[name].shape)} here'
     if problem:
         raise ModelError(
             f'The weights of {source} do not fit {type(module).__name__}: {problem}. '
             f'Build the model with the arguments that the weights were trained with.'
         )
-    module.load_state_dict({**own, **{name: like(own[name], tensor) for name, tensor in tensors.items()}})

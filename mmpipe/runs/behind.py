@@ -236,7 +236,10 @@ def _weights(run: Run) -> dict[str, Any] | None:
     if folder is None:
         return None
     try:
-        files = json.loads((folder / 'checkpoint.json').read_text(encoding='utf-8'))['files']
+        seal = json.loads((folder / 'checkpoint.json').read_text(encoding='utf-8'))
+        files = seal['files']
+        if 'model.safetensors' not in files:  # in pieces, whose digests are all in the seal
+            return {'file': 'checkpoint.json', 'step': int(folder.name), 'sha256': seal['sha256']}
         name = 'average.safetensors' if 'average.safetensors' in files else 'model.safetensors'
         return {'file': name, 'step': int(folder.name), 'sha256': files[name]['sha256']}
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -20,19 +20,24 @@ FILE = 'checkpoint.json'
 FORMAT = 2
 
 
-def seal(folder: Path, about: Mapping[str, Any]) -> None:
+def seal(folder: Path, about: Mapping[str, Any], *, known: Mapping[str, Mapping[str, Any]] | None = None) -> None:
     """Note the digests of all files of a folder in it.
 
     Args:
         folder: complete but for this.
         about: what it is of, as JSON, such as run, step and snapshot.
+        known: {file: {'bytes', 'sha256'}} of files that whoever wrote them has read back already.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp()); _ = (folder / 'a').write_text('x'); seal(folder, {'step': 3})
     >>> check_seal(folder)
     {'step': 3}
     """
-    files = {file.name: {'bytes': file.stat().st_size, 'sha256': digest(file)} for file in sorted(folder.iterdir())}
+    known = known or {}
+    files = {
+        file.name: dict(known.get(file.name) or {'bytes': file.stat().st_size, 'sha256': digest(file)})
+        for file in sorted(folder.iterdir())
+    }
     content: dict[str, Any] = {'format': FORMAT, 'about': dict(about), 'files': files}
     content['sha256'] = _own_digest(content)
     (folder / FILE).write_text(json.dumps(content, indent=2, allow_nan=False) + '\n', encoding='utf-8')

@@ -58,11 +58,13 @@ def check_served(run: Run) -> dict[str, Any]:
 
 
 def weight_files(run: Run) -> list[Path]:
-    """The files that decide what a run's model gives: the weights of its newest checkpoint.
+    """The files that decide what a run's model gives: the weights of its newest checkpoint, whole or in pieces.
 
     Raises:
         RunError: it has none.
     """
     folder = run.checkpoint()
+    if not (folder / 'model.safetensors').exists():
+        return sorted(folder.glob('pieces*'))  # of a run that was stopped
     average = folder / 'average.safetensors'
     return [average if average.exists() else folder / 'model.safetensors']

@@ -9,6 +9,7 @@ from mmpipe.train.classes import UnseenClassWarning
 from mmpipe.train.embed import embed
 from mmpipe.train.evaluate import evaluate, predict
 from mmpipe.train.from_record import resume_run
+from mmpipe.train.group import process_group
 from mmpipe.train.inputs import InputWarning
 from mmpipe.train.max_batch import MaxBatch, find_max_batch
 from mmpipe.train.parallel import Parallel
@@ -37,6 +38,7 @@ __all__ = [
     'load_model',
     'multilabel',
     'predict',
+    'process_group',
     'regression',
     'resume_run',
     'task_from_json',

@@ -26,22 +26,22 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed, nn
-from torch.distributed.tensor import DTensor
 
 from mmpipe.data.loader import DataLoader
 from mmpipe.data.ranks import is_first, world
 from mmpipe.errors import TrainError
-from mmpipe.models.spread import is_sharded
+from mmpipe.models.spread import here_of, is_sharded
 from mmpipe.runs import Run, open_run, update_run
 from mmpipe.runs.record import append_metrics, cut_metrics, drop_checkpoints, sync_metrics
 from mmpipe.train.average import Average
 from mmpipe.train.balancing import make_balancing
 from mmpipe.train.callbacks import StopTraining
-from mmpipe.train.checkpoint import Keep, load_checkpoint, save_checkpoint, seconds_between
+from mmpipe.train.checkpoint import Keep, load_checkpoint, save_checkpoint, save_in_pieces, seconds_between
 from mmpipe.train.distributed import from_rank_0, processes
 from mmpipe.train.evaluate import evaluate
 from mmpipe.train.interrupt import Interrupt, noted_interrupt
@@ -52,6 +52,8 @@ from mmpipe.train.strategies import strategy_of
 from mmpipe.train.strategy import Strategy
 from mmpipe.train.tasks import Task
 from mmpipe.train.unread import Unread
+from mmpipe.train.writing import Writing
+from mmpipe.train.zero import STAGES
 from mmpipe.wording import how_many
 
 if TYPE_CHECKING:
@@ -137,6 +139,10 @@ class Loop:
         self.recent: dict[str, float] = {}
         self.left_out: set[int] = set()  # steps that are not taken again after going back
         self.skipped: list[int] = []  # since the training began, or went back
+        auto = trainer.sharded_checkpoints == 'auto'
+        in_pieces = trainer.parallel.sharding in STAGES or (is_sharded(model) and trainer.parallel.sharding != 'yafsdp')
+        self.in_pieces = in_pieces if auto else bool(trainer.sharded_checkpoints)
+        self.writing = Writing()
         self.saved_at = time.monotonic()
         self.save_took = 0.0
         self.waited_s = self.trained_s = 0.0  # in the epochs of this process
@@ -164,8 +170,11 @@ class Loop:
                 f'There is no batch to train on: {len(self.loader.rows)} rows, batch_size {self.loader.batch_size} on '
                 f'{world()[1]} ranks, drop_last. Use a smaller batch_size, or drop_last=False.'
             )
-        with noted_interrupt() as self.interrupt:
-            return self._train()
+        try:
+            with noted_interrupt() as self.interrupt:
+                return self._train()
+        finally:
+            self.writing.close()
 
     def _train(self) -> Run:
         self._restore()
@@ -212,7 +221,7 @@ class Loop:
             self.step += 1
             self._report(epoch, time.monotonic() - began, self.step - first)
             if self.step < last and (self._stopping() or self._checkpoint_due()):
-                self._save()
+                self._save(whole=self.enough)
                 self._stop_if_asked()
                 if self.enough:
                     return
@@ -223,7 +232,7 @@ class Loop:
         self._end_epoch(epoch)
         evaluated = self.keep.best is not None and bool(self.metrics)
         if self.step == self.total or self._stopping() or self._checkpoint_due() or evaluated:
-            self._save()
+            self._save(whole=self.step == self.total or self.enough or evaluated)
             self._stop_if_asked()
 
     def _take(self, micro: list[dict[str, Any]]) -> None:
@@ -281,6 +290,7 @@ class Loop:
 
     def _stop_if_asked(self) -> None:
         if self._stopping() and not self.enough:
+            self.writing.wait()
             from_rank_0('')  # a launcher may kill all ranks when the first one leaves, so they wait for the checkpoint
             raise KeyboardInterrupt(f'run {self.run.id} is saved after step {self.step} of {self.total}')
 
@@ -375,7 +385,7 @@ class Loop:
         """Whether there is something to leave out that was not before, not too much of it, and where to go."""
         most = 2 * self.config.skip_nonfinite + 1
         few = len(self.skipped) > 0 and len(self.skipped) + len(self.left_out) <= most
-        return few and self.run.newest_checkpoint() is not None
+        return few and self._newest_checkpoint() is not None
 
     def _keys_of(self, step: int) -> list[str]:
         """Keys of all rows of a step (from 1 on), on all ranks."""
@@ -395,7 +405,8 @@ class Loop:
             self.run.id, self.step, how_many(len(self.left_out), 'step'),
         )  # fmt: skip
 
-    def _save(self) -> None:
+    def _save(self, *, whole: bool) -> None:
+        """A checkpoint; of a model in parts with `whole` weights where they are to be used, and else in pieces."""
         state = {
             'step': self.step,
             'loader': self.loader.state_dict(),
@@ -414,8 +425,14 @@ class Loop:
             self.average.settle()
         if is_first():
             sync_metrics(self.run)
-        if is_first() or is_sharded(self.model):
-            save_checkpoint(self.run, self.model, self.optimizer, state, parts=self.parts, keep=self.keep)
+        kept: dict[str, Any] = {'parts': self.parts, 'keep': self.keep, 'owned': self.strategy.owned}
+        with self.strategy.whole(self.model):
+            if self.in_pieces:
+                save_in_pieces(
+                    self.run, self.model, self.optimizer, state, writing=self.writing, whole=whole, **kept
+                )
+            elif is_first() or is_sharded(self.model):
+                save_checkpoint(self.run, self.model, self.optimizer, state, **kept)
         self.saved_at = time.monotonic()
         self.save_took = self.saved_at - began
         self.due_agreed = False
@@ -426,10 +443,9 @@ class Loop:
         Raises:
             TrainError: a weight is not finite, and there is nothing to go back to.
         """
-        floats = [(name, t) for name, t in self.model.state_dict().items() if t.is_floating_point()]
-        own = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for _, tensor in floats]
-        there = torch.ones((), dtype=torch.bool, device=self.device)  # weights of another stage
-        finite = torch.stack([there if each.is_meta else torch.isfinite(each).all() for each in own]).float()
+        tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
+        floats = [(name, here_of(tensor)) for name, tensor in tensors if tensor.is_floating_point()]
+        finite = torch.stack([torch.isfinite(tensor).all() for _, tensor in floats]).float()
         if is_sharded(self.model):
             distributed.all_reduce(finite, op=distributed.ReduceOp.MIN)
         wrong = [name for (name, _), fine in zip(floats, finite.tolist(), strict=True) if not fine]
@@ -451,10 +467,20 @@ class Loop:
         )
         return f'Lower lr={self.config.lr}, set clip=1.0, or look for extreme values in the inputs. {steps}.'
 
+    def _newest_checkpoint(self) -> Path | None:
+        """The same on all ranks, whatever is being written."""
+        self.writing.wait()
+        found = self.run.newest_checkpoint() if is_first() else None
+        name = from_rank_0('' if found is None else str(found))
+        return Path(name) if name else None
+
     def _restore(self) -> None:
-        folder = self.run.newest_checkpoint()
+        folder = self._newest_checkpoint()
         if folder is not None:
-            state = load_checkpoint(self.run, folder, self.model, self.optimizer, parts=self.parts)
+            with self.strategy.whole(self.model):
+                state = load_checkpoint(
+                    self.run, folder, self.model, self.optimizer, parts=self.parts, owned=self.strategy.owned
+                )
             self.step = state['step']
             self.loader.load_state_dict(state['loader'])
             self.sums = state['sums']

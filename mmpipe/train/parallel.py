@@ -21,6 +21,7 @@ from torch import distributed
 
 from mmpipe.data.ranks import Sharing, sharing
 from mmpipe.errors import ConfigError, MissingExtraError, require
+from mmpipe.train.group import limit_waiting
 
 SHARDINGS = ('fsdp', 'zero1', 'zero2', 'zero3', 'yafsdp')
 DIMENSIONS = ('pp', 'dp_replicate', 'dp_shard', 'tp')
@@ -157,6 +158,7 @@ def laid_out(parallel: Parallel, device: torch.device) -> Iterator[Any]:
     mesh = distributed.init_device_mesh(device.type, sizes, mesh_dim_names=DIMENSIONS)
     _, replicate, shard, _ = mesh.get_coordinate() or (0, 0, 0, 0)
     group = mesh['dp_replicate', 'dp_shard']._flatten().get_group()
+    limit_waiting([*mesh.get_all_groups(), group])
     _, replicates, shards, _ = sizes
     with sharing(Sharing(replicate * shards + shard, replicates * shards, group)):
         yield mesh

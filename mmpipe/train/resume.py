@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 
 FREE = (
     'checkpoint_every', 'checkpoint_seconds', 'keep_checkpoints', 'keep_best', 'keep_every', 'evaluate_every',
-    'log_every',
+    'log_every', 'sharded_checkpoints',
 )  # fmt: skip
 """Settings that change no step."""
 LENGTH = ('epochs', 'max_steps')

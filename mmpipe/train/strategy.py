@@ -30,6 +30,34 @@ Batch = Mapping[str, Any]
 Outputs = Mapping[str, torch.Tensor]
 
 
+OWNED = '@'
+"""What names of an `OwnedState` begin with, which no parameter's does."""
+
+
+class OwnedState(Protocol):
+    """State of an optimizer that an engine has taken over, in tensors of this process."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Them by name: '@', what they are made for, and what no other process says."""
+        ...
+
+    def room(self, stored: Sequence[str], *, source: str) -> dict[str, torch.Tensor]:
+        """Tensors for the stored ones that this process needs, to read into.
+
+        Args:
+            stored: names of all that there are.
+            source: where, for messages.
+
+        Raises:
+            TrainError: what is stored was made for something else.
+        """
+        ...
+
+    def put(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take what was read; weights have been read before."""
+        ...
+
+
 class Pass(Protocol):
     """What a step does with a micro-batch."""
 
@@ -60,6 +88,15 @@ class Strategy(Protocol):
 
     def adopt(self, optimizer: torch.optim.Optimizer) -> None:
         """Take over the optimizer of a prepared model, where an engine wants to own it."""
+        ...
+
+    @property
+    def owned(self) -> OwnedState | None:
+        """The optimizer's state, where an engine owns it."""
+        ...
+
+    def whole(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """Around saving and loading: inside, `state_dict` has whole tensors or `DTensor`s."""
         ...
 
     def callable(self, model: nn.Module) -> nn.Module:
@@ -125,6 +162,15 @@ class OverRanks:
 
     def adopt(self, optimizer: torch.optim.Optimizer) -> None:
         """See `Strategy.adopt`."""
+
+    @property
+    def owned(self) -> OwnedState | None:
+        """See `Strategy.owned`."""
+        return None
+
+    def whole(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """See `Strategy.whole`."""
+        return nullcontext()
 
     def step(self, bad: torch.Tensor) -> bool:
         """See `Strategy.step`."""

@@ -37,7 +37,7 @@ from mmpipe.runs.lock import training
 from mmpipe.runs.served import stored_fields
 from mmpipe.shards import Rows
 from mmpipe.shards.root import place_of
-from mmpipe.train.balancing import Balancing, check_balancing, name_of, takes_gradients
+from mmpipe.train.balancing import Balancing, check_balancing, make_balancing, name_of, takes_gradients
 from mmpipe.train.build import built
 from mmpipe.train.callbacks import Callback
 from mmpipe.train.classes import check_classes, known_classes
@@ -58,6 +58,7 @@ from mmpipe.train.recompute import forget_blocks
 from mmpipe.train.resume import check_resumed, unfinished_run
 from mmpipe.train.sharded import tensor_plan_of
 from mmpipe.train.tasks import Task
+from mmpipe.train.zero import STAGES, check_beside
 
 OUTSIDE = ('progress', 'runs', 'device', 'callbacks', 'parallel')
 """Settings about this process, not about what is trained."""
@@ -114,6 +115,9 @@ class Trainer:
         keep_best: 'task.metric' of the validation rows: the best checkpoint by it stays, too, and there is one after
             each evaluation. Losses, `mae` and `rmse` are better where they are lower; any other with a `-` before it.
         keep_every: checkpoints of steps that this divides stay, too.
+        sharded_checkpoints: each process writes the parts of the checkpoint that it holds, while training goes on;
+            'auto' where parts of the model are spread. They load over any number of processes. The last checkpoint, and
+            one after an evaluation that the best is kept of, has the whole weights besides.
         evaluate_every: epochs between evaluations; the last epoch has one in any case.
         log_every: optimizer steps between lines of losses in metrics.jsonl; reading them waits for the device.
         progress: called after each step with ('train', rows done, rows in all, 'rows').
@@ -158,6 +162,7 @@ class Trainer:
     keep_checkpoints: int = 1
     keep_best: str | None = None
     keep_every: int | None = None
+    sharded_checkpoints: bool | str = 'auto'
     evaluate_every: int = 1
     log_every: int = 10
     progress: Progress | None = None
@@ -176,6 +181,8 @@ class Trainer:
         for name in ('weight_decay', 'warmup', 'skip_nonfinite'):
             if getattr(self, name) < 0:
                 raise ConfigError(f'Trainer({name}={getattr(self, name)}): not below 0.')
+        if self.sharded_checkpoints not in (True, False, 'auto'):
+            raise ConfigError(f"Trainer(sharded_checkpoints={self.sharded_checkpoints!r}): True, False or 'auto'.")
         check_precision(self.precision)
         check_balancing(self.balancing)
         self._check_parallel()
@@ -288,6 +295,8 @@ class Trainer:
                         tensor_plan_of(model)
                     if self.parallel.pp > 1:
                         cut_of(model, self.parallel.pp)
+                    if self.parallel.sharding in STAGES:
+                        check_beside(make_balancing(self.balancing, wanted))
                 fields = self._check_fields(model, wanted, train, val)
                 if val is not None and resume in (None, 'auto'):  # else they were compared when it began
                     known = known_classes(None if isinstance(factory, TransferFactory) else parent)

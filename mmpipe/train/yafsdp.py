@@ -6,7 +6,7 @@ Not yet run: YaFSDP needs CUDA devices. What is tested is what it is called with
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from mmpipe.errors import TrainError
 from mmpipe.train.sharded import Sharded
+from mmpipe.train.strategy import OwnedState
 
 
 class YaSharded(Sharded):
@@ -45,3 +46,24 @@ class YaSharded(Sharded):
         for parameter in parameters:
             if isinstance(parameter, DTensor) and parameter.grad is not None:
                 parameter.grad.mul_(float(self.shard))
+
+    @property
+    def owned(self) -> OwnedState:
+        """See `Strategy.owned`."""
+        return _NotKept()
+
+
+class _NotKept:
+    """Its tensors are cut in a way of their own, and a checkpoint has the weights alone."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def room(self, stored: Sequence[str], *, source: str) -> dict[str, torch.Tensor]:
+        raise TrainError(
+            f'{source} cannot be resumed with YaFSDP, which keeps no state of an optimizer: start from its weights '
+            f"with continue_from=, or train with sharding='fsdp'."
+        )
+
+    def put(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        raise AssertionError('there is no room')

@@ -9,20 +9,40 @@ training, as gradients cannot be taken back.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
-from mmpipe.errors import TrainError
+from mmpipe.data.ranks import world
+from mmpipe.errors import ConfigError, TrainError
 from mmpipe.models.multitask import MultitaskModel
 from mmpipe.train.distributed import same_on_all
 from mmpipe.train.precision import autocast
-from mmpipe.train.strategy import OverRanks, Pass
+from mmpipe.train.strategy import OWNED, OverRanks, OwnedState, Pass
 
 STAGES = {'zero1': 1, 'zero2': 2, 'zero3': 3}
+
+
+def check_beside(beside: nn.Module) -> None:
+    """Refuse what DeepSpeed cannot send.
+
+    Args:
+        beside: what is trained beside the model.
+
+    Raises:
+        ConfigError: a parameter without an axis.
+
+    >>> check_beside(nn.Linear(1, 1))
+    """
+    wrong = [name for name, parameter in beside.named_parameters() if parameter.ndim == 0]
+    if wrong:
+        raise ConfigError(
+            f'{type(beside).__name__} has a parameter without an axis ({wrong[0]}), which DeepSpeed cannot send: pass '
+            f"balancing='fixed', or sharding='fsdp'."
+        )
 
 
 class Zero(OverRanks):
@@ -122,16 +142,49 @@ class Zero(OverRanks):
             return nullcontext()
         return self.library.zero.GatheredParameters(list(model.parameters()), modifier_rank=0)
 
-    def loaded(self) -> None:
-        """See `Strategy.loaded`: DeepSpeed steps copies of the weights."""
-        self.engine.optimizer.refresh_fp32_params()
+    @property
+    def owned(self) -> OwnedState:
+        """See `Strategy.owned`."""
+        return _Partitions(self.engine.optimizer, f'zero{self.stage} over {self.ranks} processes')
 
-    def parts(self) -> list[torch.Tensor]:
-        """The flattened parameters of this process, in order."""
-        owner = self.engine.optimizer
-        return list(
-            owner.fp32_partitioned_groups_flat if self.stage == STAGES['zero3'] else owner.single_partition_of_fp32_groups
-        )
+
+class _Partitions:
+    """See `mmpipe.train.strategy.OwnedState`: what the torch optimizer inside keeps of each flattened parameter."""
+
+    def __init__(self, owner: Any, made_for: str) -> None:
+        flat = getattr(owner, 'fp32_partitioned_groups_flat', None)  # of stage 3
+        self.parameters = list(owner.single_partition_of_fp32_groups if flat is None else flat)
+        self.owner, self.inner, self.prefix = owner, owner.optimizer, f'{OWNED}{made_for}/{world()[0]}/'
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {
+            f'{self.prefix}{position}/{key}': torch.as_tensor(value).detach()
+            for position, parameter in enumerate(self.parameters)
+            for key, value in self.inner.state[parameter].items()
+        }
+
+    def room(self, stored: Sequence[str], *, source: str) -> dict[str, torch.Tensor]:
+        mine = [name for name in stored if name.startswith(self.prefix)]
+        if stored and not mine:
+            made_for = stored[0].removeprefix(OWNED).split('/')[0] if stored[0].startswith(OWNED) else 'torch'
+            raise TrainError(
+                f'The optimizer of {source} was that of {made_for}, and this training is '
+                f'{self.prefix.removeprefix(OWNED).split("/")[0]}: resume as it was, or start from its weights with '
+                f'continue_from=.'
+            )
+        # A step count is one number; the rest is as long as the flattened parameter.
+        found = {}
+        for name in mine:
+            position, key = name.removeprefix(self.prefix).split('/')
+            like = self.parameters[int(position)]
+            found[name] = torch.zeros(()) if key == 'step' else torch.empty_like(like).detach()
+        return found
+
+    def put(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.owner.refresh_fp32_params()  # it steps copies of the weights
+        for name, tensor in tensors.items():
+            position, key = name.removeprefix(self.prefix).split('/')
+            self.inner.state[self.parameters[int(position)]][key] = tensor
 
 
 class _Both(nn.Module):

@@ -56,10 +56,8 @@ class Losses(Callback):
 def main(shards: str, runs: str, options: str) -> None:
     asked = json.loads(options)
     torch.set_num_threads(1)
-    torch.distributed.init_process_group('gloo')
-    train_once(shards, runs, mm.Parallel(**asked.pop('parallel', {})), **asked)
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    with mm.process_group(timeout_s=60):
+        train_once(shards, runs, mm.Parallel(**asked.pop('parallel', {})), **asked)
 
 
 def train_once(
