@@ -93,9 +93,7 @@ def input_overhead(folder: Path, *, rounds: int, quick: bool) -> float:
     return statistics.median(shares)
 
 
-def spawn(
-    folder: Path, way: str, processes: int, sizes: dict[str, Any], *, precision: str, steps: int = STEPS
-) -> None:
+def spawn(folder: Path, way: str, processes: int, sizes: dict[str, Any], *, precision: str, steps: int = STEPS) -> None:
     """Take the steps in processes of their own."""
     asked = json.dumps({'way': way, 'sizes': sizes, 'precision': precision, 'steps': steps})
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(processes)]
@@ -196,7 +194,9 @@ def _apart(found: list[list[float]], wanted: list[list[float]]) -> float:
 def _norm(one: dict[str, np.ndarray], other: dict[str, np.ndarray] | None = None) -> float:
     """Of a gradient, or of what two differ by."""
     assert other is None or one.keys() == other.keys(), sorted(set(one) ^ set(other))
-    return float(np.sqrt(sum(np.square((one[n] - (0 if other is None else other[n])).astype(float)).sum() for n in one)))
+    return float(
+        np.sqrt(sum(np.square((one[n] - (0 if other is None else other[n])).astype(float)).sum() for n in one))
+    )
 
 
 def _worst(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:

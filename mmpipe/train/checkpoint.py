@@ -329,10 +329,6 @@ def load_checkpoint(
             shapes = {key: found.shape for key, found in _under(name, in_pieces).items()}
             check_weights(part, shapes, source=source)
             held |= _weights_of({name: part}, all_here=True)
-    trained = [parameter for group in optimizer.param_groups for parameter in group['params']]
-    names = _names(model, stateful)
-    order = [names[parameter] for parameter in trained]
-    elsewhere = {name for parameter, name in names.items() if parameter.is_meta}
     whole: dict[str, torch.Tensor] = {}
     if (folder / 'optimizer.safetensors').is_file():
         whole = load_file(folder / 'optimizer.safetensors')
@@ -345,6 +341,10 @@ def load_checkpoint(
             read_pieces(folder, held)
         owned.put(room)
         return state
+    trained = [parameter for group in optimizer.param_groups for parameter in group['params']]
+    names = _names(model, stateful)
+    order = [names[parameter] for parameter in trained]
+    elsewhere = {name for parameter, name in names.items() if parameter.is_meta}
     values: dict[int, dict[str, torch.Tensor]] = {}
     for full in [*whole, *spread]:
         name, key = full.rsplit('/', 1)

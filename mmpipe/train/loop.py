@@ -428,9 +428,7 @@ class Loop:
         kept: dict[str, Any] = {'parts': self.parts, 'keep': self.keep, 'owned': self.strategy.owned}
         with self.strategy.whole(self.model):
             if self.in_pieces:
-                save_in_pieces(
-                    self.run, self.model, self.optimizer, state, writing=self.writing, whole=whole, **kept
-                )
+                save_in_pieces(self.run, self.model, self.optimizer, state, writing=self.writing, whole=whole, **kept)
             elif is_first() or is_sharded(self.model):
                 save_checkpoint(self.run, self.model, self.optimizer, state, **kept)
         self.saved_at = time.monotonic()
@@ -477,7 +475,7 @@ class Loop:
     def _restore(self) -> None:
         folder = self._newest_checkpoint()
         if folder is not None:
-            with self.strategy.whole(self.model):
+            with self.strategy.whole(self.model, loads=True):
                 state = load_checkpoint(
                     self.run, folder, self.model, self.optimizer, parts=self.parts, owned=self.strategy.owned
                 )

@@ -66,9 +66,7 @@ class Parallel:
             if (name, value) != ('dp_replicate', None) and (not isinstance(value, int) or value < 1):
                 raise ConfigError(f'Parallel({name}={value!r}): a whole number from 1 on is meant.')
         if self.sharding not in SHARDINGS:
-            raise ConfigError(
-                f'Parallel(sharding={self.sharding!r}) is none of {", ".join(map(repr, SHARDINGS))}.'
-            )
+            raise ConfigError(f'Parallel(sharding={self.sharding!r}) is none of {", ".join(map(repr, SHARDINGS))}.')
         if self.sharding != 'fsdp':
             if self.dp_shard == 1:
                 raise ConfigError(f'{self}: say into how many parts by dp_shard.')

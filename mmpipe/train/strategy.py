@@ -95,8 +95,8 @@ class Strategy(Protocol):
         """The optimizer's state, where an engine owns it."""
         ...
 
-    def whole(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """Around saving and loading: inside, `state_dict` has whole tensors or `DTensor`s."""
+    def whole(self, model: nn.Module, *, loads: bool = False) -> AbstractContextManager[Any]:
+        """Around saving (or loading): inside, `state_dict` has whole tensors or `DTensor`s."""
         ...
 
     def callable(self, model: nn.Module) -> nn.Module:
@@ -168,7 +168,7 @@ class OverRanks:
         """See `Strategy.owned`."""
         return None
 
-    def whole(self, model: nn.Module) -> AbstractContextManager[Any]:
+    def whole(self, model: nn.Module, *, loads: bool = False) -> AbstractContextManager[Any]:
         """See `Strategy.whole`."""
         return nullcontext()
 

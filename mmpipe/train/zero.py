@@ -9,8 +9,8 @@ training, as gradients cannot be taken back.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -136,11 +136,16 @@ class Zero(OverRanks):
             self.engine.step()
         return True
 
-    def whole(self, model: nn.Module) -> AbstractContextManager[Any]:
+    @contextmanager
+    def whole(self, model: nn.Module, *, loads: bool = False) -> Iterator[None]:
         """See `Strategy.whole`."""
-        if self.stage < STAGES['zero3']:
-            return nullcontext()
-        return self.library.zero.GatheredParameters(list(model.parameters()), modifier_rank=0)
+        gathered = self.library.zero.GatheredParameters(
+            list(model.parameters()) if self.stage == STAGES['zero3'] else [], modifier_rank=0 if loads else None
+        )
+        with gathered:
+            yield
+        if loads:
+            self.engine.optimizer.refresh_fp32_params()  # it steps copies of the weights
 
     @property
     def owned(self) -> OwnedState:
@@ -154,7 +159,7 @@ class _Partitions:
     def __init__(self, owner: Any, made_for: str) -> None:
         flat = getattr(owner, 'fp32_partitioned_groups_flat', None)  # of stage 3
         self.parameters = list(owner.single_partition_of_fp32_groups if flat is None else flat)
-        self.owner, self.inner, self.prefix = owner, owner.optimizer, f'{OWNED}{made_for}/{world()[0]}/'
+        self.inner, self.prefix = owner.optimizer, f'{OWNED}{made_for}/{world()[0]}/'
 
     def state(self) -> dict[str, torch.Tensor]:
         return {
@@ -181,7 +186,6 @@ class _Partitions:
         return found
 
     def put(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        self.owner.refresh_fp32_params()  # it steps copies of the weights
         for name, tensor in tensors.items():
             position, key = name.removeprefix(self.prefix).split('/')
             self.inner.state[self.parameters[int(position)]][key] = tensor
