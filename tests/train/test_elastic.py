@@ -21,7 +21,8 @@ WAYS = {'fsdp': {'parallel': {'dp_shard': 2}}, 'ddp': {}, 'ddp_in_pieces': {'sha
 @pytest.fixture(scope='module')
 def kills() -> ModuleType:
     spec = importlib.util.spec_from_file_location('scale_kills', SCRIPT)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
