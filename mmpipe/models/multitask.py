@@ -194,7 +194,32 @@ class MultitaskModel(nn.Module):
                 f'The model reads field {field!r}, which is not in the batch ({", ".join(map(str, batch))}). '
                 f'Load it: leave out fields=, or add it to the snapshot.'
             )
-        encoder, values = self.encoders[slot(field)], batch[field]
+        missing = self.missing[slot(field)]
+        count = len(batch[field])
+        arguments, present = self.arguments(field, batch)
+        encoder = nn.Identity() if field in self.cached else self.encoders[slot(field)]
+        if present is not None and len(present) == 0 and not self.every_encoder:
+            return missing.expand(count, -1)
+        with settled_norms(encoder, len(arguments[0])):
+            found = encoder(*arguments)
+        if present is None:
+            return found + missing.to(found.dtype) * 0.0 if self.every_encoder else found
+        if len(present) == 0:
+            return missing.to(found.dtype).expand(count, -1) + found * 0.0
+        return missing.to(found.dtype).expand(count, -1).index_put((present,), found)
+
+    def arguments(self, field: str, batch: Mapping[str, Any]) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        """What the encoder of a field is called with.
+
+        Args:
+            field: of the model's inputs.
+            batch: as for `forward`.
+
+        Returns:
+            Its values, and lengths for an encoder that takes them, of those rows that have the field (of the first row
+            where none has); and the positions of these, int64, None where they are all rows.
+        """
+        values = batch[field]
         count = len(values)
         present = batch['_present'][field] if '_present' in batch else None
         if present is None and field in batch.get('_mask', {}):
@@ -202,26 +227,13 @@ class MultitaskModel(nn.Module):
         if present is not None and len(present) == count:
             present = None
         arguments = [values]
-        if field in self.cached:
-            encoder = nn.Identity()
-        elif getattr(encoder, 'takes_lengths', False):
+        if field not in self.cached and getattr(self.encoders[slot(field)], 'takes_lengths', False):
             lengths = batch.get('_length', {}).get(field)
             full = values.new_full((count,), values.shape[1], dtype=torch.int64) if lengths is None else lengths
             arguments.append(full)
-        missing = self.missing[slot(field)]
         if present is None:
-            with _settled_norms(encoder, count):
-                found = encoder(*arguments)
-            return found + missing.to(found.dtype) * 0.0 if self.every_encoder else found
-        if len(present) == 0:
-            if not self.every_encoder:
-                return missing.expand(count, -1)
-            with _settled_norms(encoder, 1):
-                nothing = encoder(*(argument[:1] for argument in arguments)) * 0.0
-            return missing.to(nothing.dtype).expand(count, -1) + nothing
-        with _settled_norms(encoder, len(present)):
-            found = encoder(*(argument[present] for argument in arguments))
-        return missing.to(found.dtype).expand(count, -1).index_put((present,), found)
+            return arguments, None
+        return [argument[present] if len(present) else argument[:1] for argument in arguments], present
 
     def optional(self) -> list[tuple[str, bool, list[nn.Parameter]]]:
         """Parameters that no step uses in which no row has a field, or in which every row has it.
@@ -337,9 +349,13 @@ def slot(name: str) -> str:
 
 
 @contextmanager
-def _settled_norms(encoder: nn.Module, rows: int) -> Iterator[None]:
-    # BatchNorm cannot normalise one row of one value by itself and raises. A last batch of one row, or one row that
-    # has this modality, is normal here, so for such a batch its running statistics are used.
+def settled_norms(encoder: nn.Module, rows: int) -> Iterator[None]:
+    """Let BatchNorm use its running statistics where there is one row, which it cannot normalise by itself.
+
+    >>> with settled_norms(nn.BatchNorm1d(2), 1):
+    ...     pass
+    """
+    # A last batch of one row, or one row that has this modality, is normal here.
     norms = _batch_norms(encoder) if encoder.training and rows == 1 else []
     for norm in norms:
         norm.eval()

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mmpipe.errors import ModelError
-from mmpipe.models.spread import like, whole_of
+from mmpipe.models.spread import held_of, like, union, whole_of
 
 
 def save_weights(module: nn.Module, file: Path) -> None:
@@ -37,7 +37,10 @@ def whole_weights(module: nn.Module, *, keep: bool = True) -> dict[str, torch.Te
     # A safetensors file holds no shared memory, so tied weights are written once per name.
     seen: set[int] = set()
     tensors = {}
-    for name, tensor in module.state_dict().items():
+    held, state = held_of(module), module.state_dict()
+    if held is not None:
+        state = union({name: tensor.detach() for name, tensor in state.items() if name in held.names}, held, keep=keep)
+    for name, tensor in state.items():
         whole = whole_of(tensor.detach())
         if not keep:
             continue

@@ -37,7 +37,7 @@ from mmpipe.durable import make_folders, new_directory
 from mmpipe.errors import TrainError
 from mmpipe.models.pieces import FILE as PIECES
 from mmpipe.models.pieces import Pieces, Stored, read_pieces, stored_tensors, take_pieces
-from mmpipe.models.spread import is_sharded, like, whole_of
+from mmpipe.models.spread import held_of, is_sharded, like, union, whole_of
 from mmpipe.models.weights_file import check_weights, load_weights, put_weights, whole_weights
 from mmpipe.runs import Run
 from mmpipe.runs.keep import score_of
@@ -45,6 +45,7 @@ from mmpipe.runs.record import drop_checkpoints
 from mmpipe.runs.seal import check_seal, seal
 from mmpipe.train.distributed import from_rank_0, processes
 from mmpipe.train.group import patience
+from mmpipe.train.strategy import OWNED, OwnedState
 from mmpipe.train.writing import Writing, publish, wait_for_pieces, write_piece
 
 LEAST_PAUSE_S = 5.0
@@ -90,6 +91,7 @@ def save_checkpoint(
     *,
     parts: Mapping[str, nn.Module] | None = None,
     keep: Keep | None = None,
+    owned: OwnedState | None = None,
 ) -> Path:
     """Write a checkpoint; older ones go once it is complete, and right on the disk.
 
@@ -100,6 +102,7 @@ def save_checkpoint(
         state: JSON, with the number of optimizer steps taken as 'step', and metrics as 'metrics' where there are any.
         parts: modules with weights of their own beside the model, by names that are no names of files here.
         keep: which others stay; none when None.
+        owned: of an engine that owns the optimizer.
 
     Returns:
         Its folder. One that is there already is kept.
@@ -122,12 +125,16 @@ def save_checkpoint(
         return path
     names, writes = _names(model, stateful), is_first()
     files = {name: whole_weights(part, keep=writes) for name, part in {'model': model, **stateful}.items()}
-    files['optimizer'] = {}
-    for parameter, values in optimizer.state.items():
-        for key, value in values.items():
-            whole = whole_of(torch.as_tensor(value).detach())
+    tensors = _optimizer_tensors(optimizer, names, owned)
+    held = held_of(model)
+    if held is not None:
+        files['optimizer'] = union(tensors, held, keep=writes)
+    else:
+        files['optimizer'] = {}
+        for name, tensor in tensors.items():
+            whole = whole_of(tensor)
             if writes:
-                files['optimizer'][f'{names[parameter]}/{key}'] = whole.to('cpu').contiguous()
+                files['optimizer'][name] = whole.to('cpu').contiguous()
     if not writes or path.is_dir():
         return path
     with new_directory(path) as folder:
@@ -147,6 +154,7 @@ def save_in_pieces(
     writing: Writing,
     parts: Mapping[str, nn.Module] | None = None,
     keep: Keep | None = None,
+    owned: OwnedState | None = None,
     whole: bool = False,
 ) -> None:
     """Copy what each process holds, and write it while training goes on; all processes must ask.
@@ -159,6 +167,7 @@ def save_in_pieces(
         writing: of this process. What it wrote before is waited for.
         parts: as for `save_checkpoint`.
         keep: the same.
+        owned: the same.
         whole: write weights whole, besides the optimizer's state in pieces, and wait: what the end of a run is to have.
 
     Raises:
@@ -185,10 +194,8 @@ def save_in_pieces(
     stateful = {name: part for name, part in (parts or {}).items() if part.state_dict()}
     files = {name: whole_weights(part, keep=is_first()) for name, part in {'model': model, **stateful}.items() if whole}
     held = {} if whole else _weights_of({'model': model, **stateful})
-    names = _names(model, stateful)
-    for parameter, values in optimizer.state.items():
-        for key, value in values.items():
-            held[f'optimizer/{names[parameter]}/{key}'] = torch.as_tensor(value).detach()
+    tensors = _optimizer_tensors(optimizer, _names(model, stateful), owned)
+    held |= {f'optimizer/{name}': tensor for name, tensor in tensors.items()}
     pieces, count, first, patience_s = take_pieces(held), processes(), is_first(), patience()
 
     def write(given_up: threading.Event) -> None:
@@ -218,9 +225,27 @@ def _files(pieces: Pieces, count: int) -> list[str]:
     return [pieces.file.replace('-00000-', f'-{rank:05d}-') for rank in range(count)]
 
 
-def _weights_of(modules: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
+def _weights_of(modules: Mapping[str, nn.Module], *, all_here: bool = False) -> dict[str, torch.Tensor]:
+    """What this process is to write of some modules, by name; or all that it has a place for."""
+    found = {}
+    for name, part in modules.items():
+        held = held_of(part)
+        for key, tensor in part.state_dict().items():
+            # Stages of a pipeline have all buffers, and keep those of their own layers up to date.
+            if not tensor.is_meta and (held is None or all_here or key in held.names):
+                found[f'{name}/{key}'] = tensor.detach()
+    return found
+
+
+def _optimizer_tensors(
+    optimizer: torch.optim.Optimizer, names: Mapping[torch.Tensor, str], owned: OwnedState | None
+) -> dict[str, torch.Tensor]:
+    if owned is not None:
+        return owned.state()
     return {
-        f'{name}/{key}': tensor.detach() for name, part in modules.items() for key, tensor in part.state_dict().items()
+        f'{names[parameter]}/{key}': torch.as_tensor(value).detach()
+        for parameter, values in optimizer.state.items()
+        for key, value in values.items()
     }
 
 
@@ -264,6 +289,7 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     *,
     parts: Mapping[str, nn.Module] | None = None,
+    owned: OwnedState | None = None,
 ) -> dict[str, Any]:
     """Put a checkpoint into a model and its optimizer.
 
@@ -273,6 +299,7 @@ def load_checkpoint(
         model: built as then, on its device.
         optimizer: built as then.
         parts: as then.
+        owned: of an engine that owns the optimizer.
 
     Returns:
         The state that was saved.
@@ -301,17 +328,33 @@ def load_checkpoint(
         else:
             shapes = {key: found.shape for key, found in _under(name, in_pieces).items()}
             check_weights(part, shapes, source=source)
-            held |= _weights_of({name: part})
+            held |= _weights_of({name: part}, all_here=True)
     trained = [parameter for group in optimizer.param_groups for parameter in group['params']]
     names = _names(model, stateful)
     order = [names[parameter] for parameter in trained]
+    elsewhere = {name for parameter, name in names.items() if parameter.is_meta}
     whole: dict[str, torch.Tensor] = {}
     if (folder / 'optimizer.safetensors').is_file():
         whole = load_file(folder / 'optimizer.safetensors')
     spread = _under('optimizer', in_pieces)
+    state = json.loads((folder / 'state.json').read_text(encoding='utf-8'))
+    if owned is not None:
+        room = owned.room([*whole, *spread], source=source)
+        held |= {f'optimizer/{name}': tensor for name, tensor in room.items()}
+        if held:
+            read_pieces(folder, held)
+        owned.put(room)
+        return state
     values: dict[int, dict[str, torch.Tensor]] = {}
     for full in [*whole, *spread]:
         name, key = full.rsplit('/', 1)
+        if name in elsewhere:
+            continue
+        if name.startswith(OWNED):
+            raise TrainError(
+                f'The optimizer of {source} was that of {name.removeprefix(OWNED).split("/")[0]}, whose state is made '
+                f'for that: resume with the same Parallel and processes, or start from its weights with continue_from=.'
+            )
         if name not in order:
             raise TrainError(
                 f'Checkpoint {folder} has optimizer state of {name!r}, which is not trained now. Build the model as it '
@@ -327,7 +370,7 @@ def load_checkpoint(
         read_pieces(folder, held)
     # Through load_state_dict, which knows on which device and in which dtype each kind of state belongs.
     optimizer.load_state_dict({'state': values, 'param_groups': optimizer.state_dict()['param_groups']})
-    return json.loads((folder / 'state.json').read_text(encoding='utf-8'))
+    return state
 
 
 def _piece_files(folder: Path) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import distributed, nn
@@ -17,14 +18,18 @@ DTYPES = (
 """By number, in which form ranks tell each other."""
 
 
-def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+def sum_over_ranks(values: torch.Tensor, *, group: Any = None) -> torch.Tensor:
     """The element-wise sum over all ranks, the same on each.
+
+    Args:
+        values: of this rank; replaced.
+        group: of other processes than the ranks.
 
     >>> sum_over_ranks(torch.tensor([1.0, 2.0]))
     tensor([1., 2.])
     """
-    if world()[1] > 1:
-        distributed.all_reduce(values, group=data_group())
+    if group is not None or world()[1] > 1:
+        distributed.all_reduce(values, group=data_group() if group is None else group)
     return values
 
 
@@ -37,27 +42,32 @@ def processes() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+def sum_gradients(parameters: Iterable[nn.Parameter], *, group: Any = None) -> None:
     """Replace each gradient by its sum over ranks, in one message.
 
     A parameter that some ranks have no gradient for counts as zeros there; one that no rank has a gradient for keeps
     none, so that the optimizer leaves it alone.
 
+    Args:
+        parameters: the same on each rank.
+        group: of other processes than the ranks.
+
     >>> weight = nn.Parameter(torch.zeros(1)); weight.grad = torch.ones(1)
     >>> sum_gradients([weight]); weight.grad
     tensor([1.])
     """
-    if world()[1] == 1:
+    if group is None and world()[1] == 1:
         return
     parameters = list(parameters)
     if not parameters:
         return
-    used = sum_over_ranks(torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device))
+    used = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
+    sum_over_ranks(used, group=group)
     wanted = [p for p, count in zip(parameters, used.tolist(), strict=True) if count]
     if not wanted:
         return
     flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten().float() for p in wanted])
-    sum_over_ranks(flat)
+    sum_over_ranks(flat, group=group)
     for parameter, part in zip(wanted, flat.split([p.numel() for p in wanted]), strict=True):
         parameter.grad = part.view_as(parameter).to(parameter.dtype)
 

@@ -26,6 +26,7 @@ def evaluate(
     tasks: Sequence[Task] | None = None,
     precision: str = 'fp32',
     metrics: OwnMetrics | None = None,
+    call: Callable[[Mapping[str, Any]], Mapping[str, torch.Tensor]] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Metrics per task, over all ranks.
 
@@ -36,6 +37,7 @@ def evaluate(
         precision: 'fp32' or 'bf16' (autocast).
         metrics: {task: {name: metric}} of your own, such as those of torchmetrics: any object with `update`, `compute`
             and `reset`; see `mmpipe.train.own_metrics`.
+        call: gives the outputs of a batch, where the model itself cannot, such as one in stages over processes.
 
     Returns:
         {task: {'loss': ..., metric: ..., 'n': labelled rows}}. A metric that is not defined, such as any on 0 rows,
@@ -64,7 +66,7 @@ def evaluate(
     # On the CPU in double precision; not every accelerator has it.
     sums = torch.zeros(len(wanted), 2, device=device, dtype=torch.float64 if device.type == 'cpu' else torch.float32)
     stds = target_stds(model)
-    for batch, output in outputs_of(model, loader, wanted, precision):
+    for batch, output in outputs_of(model, loader, wanted, precision, call=call):
         rows = []
         for task in wanted:
             mask, target = mask_of(batch, task), batch[task.field]
@@ -165,8 +167,9 @@ def device_of(model: nn.Module) -> torch.device:
     >>> device_of(nn.Linear(1, 1))
     device(type='cpu')
     """
-    parameter = next(model.parameters(), None)
-    return parameter.device if parameter is not None else torch.device('cpu')
+    devices = [parameter.device for parameter in model.parameters()]
+    here = [device for device in devices if device.type != 'meta']  # else they are on another stage of a pipeline
+    return next(iter(here or devices), torch.device('cpu'))
 
 
 def target_stds(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -189,7 +192,12 @@ def fields_of(model: nn.Module, tasks: Sequence[Task]) -> list[str] | None:
 
 
 def outputs_of(
-    model: nn.Module, loader: Any, tasks: Sequence[Task], precision: str
+    model: nn.Module,
+    loader: Any,
+    tasks: Sequence[Task],
+    precision: str,
+    *,
+    call: Callable[[Mapping[str, Any]], Mapping[str, torch.Tensor]] | None = None,
 ) -> Iterator[tuple[Mapping[str, Any], Mapping[str, torch.Tensor]]]:
     """Each batch that has rows, and what the model makes of it in eval mode.
 
@@ -212,7 +220,7 @@ def outputs_of(
                 if len(batch['_key']) == 0 and not is_sharded(model):  # a rank without rows in the last step
                     continue
                 with autocast(precision, device):
-                    output = model(batch)
+                    output = (call or model)(batch)
                 yield batch, output
     finally:
         model.train(training)

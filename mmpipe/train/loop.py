@@ -31,16 +31,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed, nn
-from torch.distributed.tensor import DTensor
 
 from mmpipe.data.loader import DataLoader
 from mmpipe.data.ranks import is_first, world
 from mmpipe.errors import TrainError
-from mmpipe.models.spread import is_sharded
+from mmpipe.models.spread import here_of, is_sharded
 from mmpipe.runs import Run, open_run, update_run
 from mmpipe.runs.record import append_metrics, cut_metrics, drop_checkpoints, sync_metrics
 from mmpipe.train.average import Average
-from mmpipe.train.balancing import make_balancing, takes_gradients
+from mmpipe.train.balancing import make_balancing
 from mmpipe.train.callbacks import StopTraining
 from mmpipe.train.checkpoint import Keep, load_checkpoint, save_checkpoint, save_in_pieces, seconds_between
 from mmpipe.train.distributed import from_rank_0, processes
@@ -48,12 +47,13 @@ from mmpipe.train.evaluate import evaluate
 from mmpipe.train.interrupt import Interrupt, noted_interrupt
 from mmpipe.train.optimizer import groups_of, learning_rate, make_optimizer, scheduled, set_groups
 from mmpipe.train.random_numbers import seed_generators
-from mmpipe.train.sharded import Sharded
 from mmpipe.train.step import Stepper
-from mmpipe.train.strategy import Replicated, Strategy
+from mmpipe.train.strategies import strategy_of
+from mmpipe.train.strategy import Strategy
 from mmpipe.train.tasks import Task
 from mmpipe.train.unread import Unread
 from mmpipe.train.writing import Writing
+from mmpipe.train.zero import STAGES
 from mmpipe.wording import how_many
 
 if TYPE_CHECKING:
@@ -94,11 +94,10 @@ class Loop:
         self.device = train.device
         self.callbacks = trainer.callbacks if is_first() else ()
         balancing = make_balancing(trainer.balancing, tasks).to(self.device)
-        self.strategy: Strategy = (
-            Replicated(overlap=not takes_gradients(balancing))
-            if mesh is None
-            else Sharded(mesh, precision=trainer.precision)
-        )
+        self.strategy: Strategy = strategy_of(
+            trainer.parallel, mesh, device=self.device, precision=trainer.precision, balancing=balancing,
+            clip=trainer.clip,
+        )  # fmt: skip
         self.average = None if trainer.ema is None else Average(model, decay=trainer.ema)
         self.parts: dict[str, nn.Module] = {'balancing': balancing}  # beside the model in a checkpoint
         if self.average is not None:
@@ -114,6 +113,7 @@ class Loop:
             frozen_too=trainer.unfreeze is not None,
             factory=trainer.optimizer,
         )
+        self.strategy.adopt(self.optimizer)
         self.scheduler = None if trainer.scheduler is None else scheduled(trainer.scheduler, self.optimizer)
         self.stepper = Stepper(
             self.model,
@@ -140,7 +140,8 @@ class Loop:
         self.left_out: set[int] = set()  # steps that are not taken again after going back
         self.skipped: list[int] = []  # since the training began, or went back
         auto = trainer.sharded_checkpoints == 'auto'
-        self.in_pieces = is_sharded(model) if auto else bool(trainer.sharded_checkpoints)
+        in_pieces = trainer.parallel.sharding in STAGES or (is_sharded(model) and trainer.parallel.sharding != 'yafsdp')
+        self.in_pieces = in_pieces if auto else bool(trainer.sharded_checkpoints)
         self.writing = Writing()
         self.saved_at = time.monotonic()
         self.save_took = 0.0
@@ -238,7 +239,7 @@ class Loop:
         """One step of the model, without looking at what it gives."""
         config = self.config
         # All that is random in a step is a function of its number, so a checkpoint stores no generator.
-        seed_generators(self.device, config.seed, self.step, world()[0])
+        seed_generators(self.device, config.seed, self.step, self.strategy.draws)
         factor = None
         if self.scheduler is None:
             factor = learning_rate(
@@ -325,7 +326,8 @@ class Loop:
         found: dict[str, Any] = {}
         if self.val is not None and due:
             with nullcontext() if self.average is None else self.average.applied():
-                found = evaluate(self.model, self.val, tasks=self.tasks, precision=self.config.precision)
+                call, precision = self.strategy.called(self.model), self.config.precision
+                found = evaluate(self.model, self.val, tasks=self.tasks, precision=precision, call=call)
             found = _finite_or_none(found)
             self.metrics = line['val'] = found
             self.model.train()
@@ -423,13 +425,14 @@ class Loop:
             self.average.settle()
         if is_first():
             sync_metrics(self.run)
-        if self.in_pieces:
-            save_in_pieces(
-                self.run, self.model, self.optimizer, state, parts=self.parts, keep=self.keep, writing=self.writing,
-                whole=whole,
-            )  # fmt: skip
-        elif is_first() or is_sharded(self.model):
-            save_checkpoint(self.run, self.model, self.optimizer, state, parts=self.parts, keep=self.keep)
+        kept: dict[str, Any] = {'parts': self.parts, 'keep': self.keep, 'owned': self.strategy.owned}
+        with self.strategy.whole(self.model):
+            if self.in_pieces:
+                save_in_pieces(
+                    self.run, self.model, self.optimizer, state, writing=self.writing, whole=whole, **kept
+                )
+            elif is_first() or is_sharded(self.model):
+                save_checkpoint(self.run, self.model, self.optimizer, state, **kept)
         self.saved_at = time.monotonic()
         self.save_took = self.saved_at - began
         self.due_agreed = False
@@ -440,9 +443,9 @@ class Loop:
         Raises:
             TrainError: a weight is not finite, and there is nothing to go back to.
         """
-        floats = [(name, t) for name, t in self.model.state_dict().items() if t.is_floating_point()]
-        own = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for _, tensor in floats]
-        finite = torch.stack([torch.isfinite(tensor).all() for tensor in own]).float()
+        tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
+        floats = [(name, here_of(tensor)) for name, tensor in tensors if tensor.is_floating_point()]
+        finite = torch.stack([torch.isfinite(tensor).all() for _, tensor in floats]).float()
         if is_sharded(self.model):
             distributed.all_reduce(finite, op=distributed.ReduceOp.MIN)
         wrong = [name for (name, _), fine in zip(floats, finite.tolist(), strict=True) if not fine]
@@ -474,7 +477,10 @@ class Loop:
     def _restore(self) -> None:
         folder = self._newest_checkpoint()
         if folder is not None:
-            state = load_checkpoint(self.run, folder, self.model, self.optimizer, parts=self.parts)
+            with self.strategy.whole(self.model):
+                state = load_checkpoint(
+                    self.run, folder, self.model, self.optimizer, parts=self.parts, owned=self.strategy.owned
+                )
             self.step = state['step']
             self.loader.load_state_dict(state['loader'])
             self.sums = state['sums']

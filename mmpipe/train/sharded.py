@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 
@@ -26,12 +26,13 @@ class Sharded(OverRanks):
     Args:
         mesh: of `mmpipe.train.parallel.DIMENSIONS`.
         precision: of the training: with 'bf16', blocks gather their parameters in it; sums of gradients stay float32.
+        offload: keep what is sharded in the host's memory.
     """
 
-    def __init__(self, mesh: Any, *, precision: str = 'fp32') -> None:
-        self.mesh, self.precision = mesh, precision
-        self.replicate, self.shard, self.tensor = mesh.shape
-        self._parts: list[FSDPModule] = []
+    def __init__(self, mesh: Any, *, precision: str = 'fp32', offload: bool = False) -> None:
+        self.mesh, self.precision, self.offload = mesh, precision, offload
+        self.replicate, self.shard, self.tensor = (mesh[name].size() for name in ('dp_replicate', 'dp_shard', 'tp'))
+        self._parts: list[Any] = []
 
     def prepare(self, model: nn.Module) -> None:
         """See `Strategy.prepare`.
@@ -47,26 +48,30 @@ class Sharded(OverRanks):
             parallelize_module(model, self.mesh['tp'], tensor_plan_of(model))
         if self.replicate * self.shard > 1:
             mesh = self.mesh['dp_replicate', 'dp_shard'] if self.replicate > 1 else self.mesh['dp_shard']
-            low = self.precision == 'bf16'
-            policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if low else MixedPrecisionPolicy()
-            blocks = [block for part in _encoders(model) for block in layers_of(part)]
-            for block in blocks:
-                fully_shard(block, mesh=mesh, mp_policy=policy)
-            fully_shard(model, mesh=mesh)
-            self._parts = [part for part in model.modules() if isinstance(part, FSDPModule)]
-            for part in self._parts:  # losses are divided by the labels of all ranks, so gradients are summed
-                part.set_gradient_divide_factor(1.0)
-                part.set_force_sum_reduction_for_comms(True)
-            if len(self._parts) != len(blocks) + 1:
-                raise TrainError(f'fully_shard wrapped {len(self._parts)} modules of {len(blocks) + 1}.')
+            self._shard(model, [block for part in encoders_of(model) for block in layers_of(part)], mesh)
         self._assert_applied(model)
+
+    def _shard(self, model: nn.Module, blocks: Sequence[nn.Module], mesh: Any) -> None:
+        low = self.precision == 'bf16'
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if low else MixedPrecisionPolicy()
+        # Not yet run: it needs a CUDA device.
+        options: dict[str, Any] = {'offload_policy': CPUOffloadPolicy()} if self.offload else {}
+        for block in blocks:
+            fully_shard(block, mesh=mesh, mp_policy=policy, **options)
+        fully_shard(model, mesh=mesh, **options)
+        self._parts = [part for part in model.modules() if isinstance(part, FSDPModule)]
+        for part in self._parts:  # losses are divided by the labels of all ranks, so gradients are summed
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)
+        if len(self._parts) != len(blocks) + 1:
+            raise TrainError(f'fully_shard wrapped {len(self._parts)} modules of {len(blocks) + 1}.')
 
     def callable(self, model: nn.Module) -> nn.Module:
         """See `Strategy.callable`."""
         return model
 
     def micro(self, *, last: bool, even: bool) -> AbstractContextManager[Any]:
-        """See `Strategy.micro`."""
+        """See `OverRanks.micro`."""
         for part in self._parts:
             part.set_requires_gradient_sync(last, recurse=False)
         return nullcontext()
@@ -101,7 +106,12 @@ class Sharded(OverRanks):
             raise TrainError(f'No parameter is in parts, though tp={self.tensor} was asked for.')
 
 
-def _encoders(model: nn.Module) -> list[nn.Module]:
+def encoders_of(model: nn.Module) -> list[nn.Module]:
+    """Those of a model that has several; else the model itself.
+
+    >>> encoders_of(nn.Linear(1, 1))
+    [Linear(in_features=1, out_features=1, bias=True)]
+    """
     encoders = getattr(model, 'encoders', None)
     return list(encoders.values()) if isinstance(encoders, nn.ModuleDict) else [model]
 
@@ -127,7 +137,7 @@ def tensor_plan_of(model: nn.Module) -> dict[str, ParallelStyle]:
     else:
         found = {
             f'{names[id(part)]}.{inner}': style
-            for part in _encoders(model)
+            for part in encoders_of(model)
             if callable(getattr(part, 'tensor_plan', None))
             for inner, style in part.tensor_plan().items()  # type: ignore[operator]
         }

@@ -105,14 +105,7 @@ class Stepper:
             for group in self.optimizer.param_groups:
                 group['lr'] = group['initial_lr'] * factor
         self.optimizer.zero_grad(set_to_none=True)
-        taken = None
-        share = 1 / (len(micro) * self.strategy.ranks)
-        while micro:
-            batch = micro.pop(0)  # let go of it after its backward pass
-            if len(batch['_key']) > 0:  # else this rank has no row in the last step of an epoch
-                with self.strategy.micro(last=not micro, even=even):
-                    part = self._backward(batch, counts, share)
-                taken = part if taken is None else taken + part
+        taken = self.strategy.passes(micro, _Pass(self, counts, 1 / (len(micro) * self.strategy.ranks)), even=even)
         if taken is None:
             taken = self.nothing.repeat(2 * len(self.tasks) + 1)
         self.strategy.total(taken)
@@ -136,38 +129,74 @@ class Stepper:
         self.trained = [parameter for parameter in self.parameters if parameter.requires_grad]
         self.called = self.strategy.callable(self.model)
 
-    def _backward(self, batch: dict[str, Any], counts: Sequence[float], share: float) -> torch.Tensor:
-        """Add the gradients of one micro-batch; its part of what a step returns."""
-        if self.channels_last:
-            batch = with_channels_last(batch)
-        with autocast(self.precision, self.device):
-            output = self.called(batch)
-        losses = {}
-        parts: list[torch.Tensor] = []
-        for task, count in zip(self.tasks, counts, strict=True):
-            # A task without a label in the whole step takes no part in it. Its head then has no gradient at all, so
-            # that neither momentum nor weight decay moves it.
-            if not count:
-                parts += [self.nothing, self.nothing]
-            else:
-                std = self.stds.get(task.name, 1.0)
-                loss, rows = task.loss(output[task.name], batch[task.field], mask_of(batch, task), std=std)
-                losses[task.name] = loss * (task.weight / count)
-                parts += [loss.detach(), rows]
-        total = self.nothing
-        if losses:
-            total = self.balancing.backward(losses, share=share, parameters=self.trained, scale=self.scaler.scale)
-        return torch.stack([*parts, total]).float()
-
     def _update(self, bad: torch.Tensor) -> None:
         if self.scaler.is_enabled():  # looks at all gradients, and leaves out an update where one is not finite
             self.scaler.step(self.optimizer)
             self.scaler.update()
+        elif self.strategy.step(bad):
+            pass
         elif self.skips:
             with _told(self.optimizer, bad):
                 self.optimizer.step()
         elif not bad:  # waits for the device: this optimizer cannot be told on it
             self.optimizer.step()
+
+
+class _Pass:
+    """See `mmpipe.train.strategy.Pass`.
+
+    Args:
+        stepper: whose step it is.
+        counts: labelled rows per task in the whole step.
+        share: part of the step that a micro-batch is.
+    """
+
+    def __init__(self, stepper: Stepper, counts: Sequence[float], share: float) -> None:
+        self.stepper, self.counts, self.share = stepper, counts, share
+
+    @property
+    def learns(self) -> bool:
+        return any(self.counts)
+
+    def __call__(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """Add the gradients of one micro-batch; its part of what a step returns."""
+        stepper = self.stepper
+        batch = self.laid(batch)
+        with autocast(stepper.precision, stepper.device):
+            output = stepper.called(batch)
+        losses, parts = self._losses(output, batch)
+        total = stepper.nothing
+        if losses:
+            total = stepper.balancing.backward(
+                losses, share=self.share, parameters=stepper.trained, scale=stepper.scaler.scale
+            )
+        return torch.stack([*parts, total]).float()
+
+    def laid(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        return with_channels_last(batch) if self.stepper.channels_last else batch
+
+    def loss(self, output: Mapping[str, torch.Tensor], batch: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        losses, parts = self._losses(output, batch)
+        total = self.stepper.balancing.total(losses, share=self.share)
+        return total, torch.stack([*parts, total.detach()]).float()
+
+    def _losses(
+        self, output: Mapping[str, torch.Tensor], batch: Mapping[str, Any]
+    ) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+        """Weighted losses over the labels of the step; and per task the sum of losses and the labelled rows."""
+        stepper, losses = self.stepper, {}
+        parts: list[torch.Tensor] = []
+        for task, count in zip(stepper.tasks, self.counts, strict=True):
+            # A task without a label in the whole step takes no part in it. Its head then has no gradient at all, so
+            # that neither momentum nor weight decay moves it.
+            if not count:
+                parts += [stepper.nothing, stepper.nothing]
+            else:
+                std = stepper.stds.get(task.name, 1.0)
+                loss, rows = task.loss(output[task.name], batch[task.field], mask_of(batch, task), std=std)
+                losses[task.name] = loss * (task.weight / count)
+                parts += [loss.detach(), rows]
+        return losses, parts
 
 
 def _not_finite(value: torch.Tensor) -> torch.Tensor:

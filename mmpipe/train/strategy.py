@@ -7,7 +7,7 @@ part of it. The loop and its checkpoints ask nothing else.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -26,11 +26,77 @@ BUFFERS_OF_RANK_0 = next(
 """What torch calls, before and since 2.14, to send buffers in each forward pass; `settle` does that once a step."""
 
 
+Batch = Mapping[str, Any]
+Outputs = Mapping[str, torch.Tensor]
+
+
+OWNED = '@'
+"""What names of an `OwnedState` begin with, which no parameter's does."""
+
+
+class OwnedState(Protocol):
+    """State of an optimizer that an engine has taken over, in tensors of this process."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Them by name: '@', what they are made for, and what no other process says."""
+        ...
+
+    def room(self, stored: Sequence[str], *, source: str) -> dict[str, torch.Tensor]:
+        """Tensors for the stored ones that this process needs, to read into.
+
+        Args:
+            stored: names of all that there are.
+            source: where, for messages.
+
+        Raises:
+            TrainError: what is stored was made for something else.
+        """
+        ...
+
+    def put(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take what was read; weights have been read before."""
+        ...
+
+
+class Pass(Protocol):
+    """What a step does with a micro-batch."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether any row of the step has a label."""
+        ...
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        """Forward pass, losses and backward pass; float32 `[2 * tasks + 1]`, see `mmpipe.train.step.Stepper`."""
+        ...
+
+    def laid(self, batch: Batch) -> Batch:
+        """The batch as the model takes it."""
+        ...
+
+    def loss(self, output: Outputs, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss to go backward from, and what `__call__` would return."""
+        ...
+
+
 class Strategy(Protocol):
     """How a model is spread over ranks."""
 
     def prepare(self, model: nn.Module) -> None:
         """Spread a model that is on its device: the same weights for all ranks."""
+        ...
+
+    def adopt(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take over the optimizer of a prepared model, where an engine wants to own it."""
+        ...
+
+    @property
+    def owned(self) -> OwnedState | None:
+        """The optimizer's state, where an engine owns it."""
+        ...
+
+    def whole(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """Around saving and loading: inside, `state_dict` has whole tensors or `DTensor`s."""
         ...
 
     def callable(self, model: nn.Module) -> nn.Module:
@@ -46,12 +112,26 @@ class Strategy(Protocol):
         """The sum of some numbers over these ranks."""
         ...
 
-    def micro(self, *, last: bool, even: bool) -> AbstractContextManager[Any]:
-        """Around the forward and backward pass of one micro-batch.
+    @property
+    def draws(self) -> int:
+        """Which random numbers a process draws in a step; those that must draw the same ones have the same number."""
+        ...
+
+    def called(self, model: nn.Module) -> Callable[[Batch], Outputs]:
+        """What gives all outputs of a batch to each process, for an evaluation."""
+        ...
+
+    def passes(self, micro: list[dict[str, Any]], one: Pass, *, even: bool) -> torch.Tensor | None:
+        """Forward and backward passes of a step.
 
         Args:
-            last: of its step.
+            micro: micro-batches of this rank; emptied, so that each can go when it is done.
+            one: what is done with each.
             even: whether every rank has rows in every micro-batch of the step.
+
+        Returns:
+            The sum of what `one` gave for micro-batches that have rows; None where none has, or on a process that does
+            not see losses.
         """
         ...
 
@@ -61,6 +141,10 @@ class Strategy(Protocol):
 
     def clip(self, parameters: Sequence[nn.Parameter], norm: float) -> torch.Tensor:
         """Scale gradients down to a norm over all of them; the norm they had, on the device."""
+        ...
+
+    def step(self, bad: torch.Tensor) -> bool:
+        """Update the weights, unless `bad` is 1; False where that is left to the caller."""
         ...
 
     def settle(self, model: nn.Module) -> None:
@@ -75,6 +159,51 @@ class OverRanks:
     def ranks(self) -> int:
         """See `Strategy.ranks`."""
         return world()[1]
+
+    def adopt(self, optimizer: torch.optim.Optimizer) -> None:
+        """See `Strategy.adopt`."""
+
+    @property
+    def owned(self) -> OwnedState | None:
+        """See `Strategy.owned`."""
+        return None
+
+    def whole(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """See `Strategy.whole`."""
+        return nullcontext()
+
+    def step(self, bad: torch.Tensor) -> bool:
+        """See `Strategy.step`."""
+        return False
+
+    @property
+    def draws(self) -> int:
+        """See `Strategy.draws`."""
+        return world()[0]
+
+    def called(self, model: nn.Module) -> Callable[[Batch], Outputs]:
+        """See `Strategy.called`."""
+        return model
+
+    def passes(self, micro: list[dict[str, Any]], one: Pass, *, even: bool) -> torch.Tensor | None:
+        """See `Strategy.passes`."""
+        taken = None
+        while micro:
+            batch = micro.pop(0)  # let go of it after its backward pass
+            if len(batch['_key']) > 0:  # else this rank has no row in the last step of an epoch
+                with self.micro(last=not micro, even=even):
+                    part = one(batch)
+                taken = part if taken is None else taken + part
+        return taken
+
+    def micro(self, *, last: bool, even: bool) -> AbstractContextManager[Any]:
+        """Around the forward and backward pass of one micro-batch.
+
+        Args:
+            last: of its step.
+            even: whether every rank has rows in every micro-batch of the step.
+        """
+        return nullcontext()
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
         """See `Strategy.total`."""
@@ -124,7 +253,7 @@ class Replicated(OverRanks):
         return self._wrapped
 
     def micro(self, *, last: bool, even: bool) -> AbstractContextManager[Any]:
-        """See `Strategy.micro`."""
+        """See `OverRanks.micro`."""
         return nullcontext() if self._wrapped is None or (last and even) else self._wrapped.no_sync()
 
     def reduce(self, parameters: Sequence[nn.Parameter], *, even: bool) -> None:

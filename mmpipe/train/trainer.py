@@ -37,7 +37,7 @@ from mmpipe.runs.lock import training
 from mmpipe.runs.served import stored_fields
 from mmpipe.shards import Rows
 from mmpipe.shards.root import place_of
-from mmpipe.train.balancing import Balancing, check_balancing, name_of, takes_gradients
+from mmpipe.train.balancing import Balancing, check_balancing, make_balancing, name_of, takes_gradients
 from mmpipe.train.build import built
 from mmpipe.train.callbacks import Callback
 from mmpipe.train.classes import check_classes, known_classes
@@ -51,12 +51,14 @@ from mmpipe.train.loop import Loop
 from mmpipe.train.optimizer import OptimizerFactory, SchedulerFactory, name_of_factory
 from mmpipe.train.parallel import WHOLE, Parallel, laid_out
 from mmpipe.train.parent import carry_weights, lineage_of, parent_of
+from mmpipe.train.pipelined import cut_of
 from mmpipe.train.precision import check_precision
 from mmpipe.train.random_numbers import borrowed_generators, seed_generators
 from mmpipe.train.recompute import forget_blocks
 from mmpipe.train.resume import check_resumed, unfinished_run
 from mmpipe.train.sharded import tensor_plan_of
 from mmpipe.train.tasks import Task
+from mmpipe.train.zero import STAGES, check_beside
 
 OUTSIDE = ('progress', 'runs', 'device', 'callbacks', 'parallel')
 """Settings about this process, not about what is trained."""
@@ -291,6 +293,10 @@ class Trainer:
                     check_shared(train)
                     if self.parallel.tp > 1:
                         tensor_plan_of(model)
+                    if self.parallel.pp > 1:
+                        cut_of(model, self.parallel.pp)
+                    if self.parallel.sharding in STAGES:
+                        check_beside(make_balancing(self.balancing, wanted))
                 fields = self._check_fields(model, wanted, train, val)
                 if val is not None and resume in (None, 'auto'):  # else they were compared when it began
                     known = known_classes(None if isinstance(factory, TransferFactory) else parent)
@@ -366,6 +372,11 @@ class Trainer:
             raise ConfigError(
                 f'Trainer({name}={getattr(self, name)!r}) needs the whole model on every rank, and {self.parallel} has '
                 f'it in parts: leave {name} out{" (bf16 works)" if name == "precision" else ""}, or use Parallel().'
+            )
+        if self.accumulate < self.parallel.pp:
+            raise ConfigError(
+                f'Trainer(accumulate={self.accumulate}) gives {self.parallel} fewer micro-batches in a step than it has '
+                f'stages, so that some would always wait: pass accumulate={4 * self.parallel.pp} (and a smaller batch).'
             )
 
     def _check_loaders(self, train: DataLoader, val: DataLoader | None) -> None:

@@ -21,6 +21,7 @@ from mmpipe.models.rebuild import run_weights
 from mmpipe.models.weights_file import load_weights
 from mmpipe.runs import open_run
 from mmpipe.train.balancing import Balancing
+from mmpipe.train.parallel import check_installed
 from mmpipe.train.sharded import tensor_plan_of
 
 SCRIPT = Path(parallel_script.__file__)
@@ -202,3 +203,24 @@ def test_a_plan_that_fits_nothing_is_refused(plan, message):
 def test_what_needs_the_whole_model_is_refused_beside_parts_of_it(options):
     with pytest.raises(ConfigError, match=f'{next(iter(options))}.* needs the whole model on every rank'):
         mm.Trainer(parallel=mm.Parallel(dp_shard=2), **options)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'dp_shard': 2, 'sharding': 'zero4'}, "'zero4'.* is none of 'fsdp', 'zero1'"),
+        ({'sharding': 'zero1'}, 'say into how many parts by dp_shard'),
+        ({'dp_shard': 2, 'tp': 2, 'sharding': 'zero1'}, 'zero1 goes with dp_shard alone'),
+        ({'dp_shard': 2, 'sharding': 'yafsdp', 'offload': True}, 'yafsdp goes with dp_shard alone'),
+        ({'offload': True}, 'what is in parts is offloaded'),
+        ({'pp': 2, 'tp': 2}, 'stages .pp. hold whole layers'),
+    ],
+)
+def test_ways_of_spreading_that_do_not_go_together_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        mm.Parallel(**options)
+
+
+def test_offloading_is_refused_where_there_is_no_cuda_device():
+    with pytest.raises(ConfigError, match='offload is for CUDA devices, and this training is on .cpu.'):
+        check_installed(mm.Parallel(dp_shard=2, offload=True), torch.device('cpu'))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from torch import nn
 
 from mmpipe.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from mmpipe.data.transforms.constants import preprocessing
-from mmpipe.errors import ModelError, require
+from mmpipe.errors import ConfigError, ModelError, require
 from mmpipe.models.contract import InputSpec, layers_of
+from mmpipe.models.cut import Piece, spans
 from mmpipe.models.encoders.parts import add_normalisation, check_sizes, normalised, stages
 from mmpipe.models.encoders.pretrained import (
     cached_weights,
@@ -23,6 +25,9 @@ from mmpipe.models.encoders.pretrained import (
     take_weights,
 )
 from mmpipe.models.init import initialise
+
+AFTER_BLOCKS = ('norm', 'attn_pool', 'fc_norm', 'head_drop', 'head')
+"""What timm's `VisionTransformer` has behind its blocks, where it has it."""
 
 
 def timm(name: str, *, pretrained: bool = False, **options: Any) -> TimmEncoder:
@@ -144,6 +149,33 @@ class TimmEncoder(nn.Module):
             for layer, style in (('fc1', ColwiseParallel), ('fc2', RowwiseParallel))
         }
 
+    def pipeline_plan(self, stages: int) -> list[Piece]:
+        """Of a vision transformer: its blocks in rows; the stem goes to the first stage, norm and pooling to the last.
+
+        Raises:
+            ConfigError: another kind of backbone, or fewer blocks than stages.
+        """
+        backbone: Any = self.backbone
+        if type(backbone).__name__ != 'VisionTransformer':
+            raise ConfigError(
+                f'{self._spec.encoder} is no vision transformer, and only those are cut: leave out Parallel(pp=...).'
+            )
+
+        def start(images: torch.Tensor) -> torch.Tensor:
+            tokens = backbone.patch_drop(backbone._pos_embed(backbone.patch_embed(normalised(self, images))))
+            return backbone.norm_pre(tokens)
+
+        calls: list[list[Callable[..., Any]]] = [[*backbone.blocks[s]] for s in spans(len(backbone.blocks), stages)]
+        uses: list[list[nn.Module]] = [[*row] for row in calls]  # type: ignore[misc]
+        calls[0].insert(0, start)
+        calls[-1] += [backbone.norm, backbone.forward_head]
+        after = [getattr(backbone, name, None) for name in AFTER_BLOCKS]
+        uses[-1] += [part for part in after if isinstance(part, nn.Module)]
+        return [
+            Piece(call=functools.partial(_in_turn, tuple(called)), uses=tuple(used))
+            for called, used in zip(calls, uses, strict=True)
+        ]
+
     def layers(self) -> list[nn.Module]:
         """Those of the backbone: stem, blocks, norm."""
         return layers_of(self.backbone)
@@ -155,6 +187,12 @@ class TimmEncoder(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """[B, 3, H, W] -> [B, out_features]."""
         return self.backbone(normalised(self, images))
+
+
+def _in_turn(calls: Sequence[Callable[..., torch.Tensor]], values: torch.Tensor) -> torch.Tensor:
+    for call in calls:
+        values = call(values)
+    return values
 
 
 class TorchvisionEncoder(nn.Module):
