@@ -11,6 +11,7 @@ and prints a JSON object.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -30,7 +31,8 @@ from training_noise import noisy
 import mmpipe as mm
 from mmpipe.runs import Run, create_run, open_run
 from mmpipe.shards import Block, Field, write_snapshot
-from mmpipe.train.checkpoint import load_checkpoint, save_checkpoint
+from mmpipe.train.checkpoint import load_checkpoint, save_checkpoint, save_in_pieces
+from mmpipe.train.writing import Writing
 
 ROWS, BATCH, ACCUMULATE = 60, 6, 2
 STEPS_PER_EPOCH = ROWS // BATCH // ACCUMULATE
@@ -165,14 +167,17 @@ def stepped(model: nn.Module, parts: dict[str, nn.Module], optimizer: torch.opti
     optimizer.step()
 
 
-def save_until_killed(run: Run, width: int) -> None:
+def save_until_killed(run: Run, width: int, *, in_pieces: bool) -> None:
     """Train and save, for ever."""
     model, optimizer, parts = made(width)
-    number = 1
+    number, writing = 1, Writing()
     while True:
         number += 1
         stepped(model, parts, optimizer)
-        save_checkpoint(run, model, optimizer, {'step': number}, parts=parts)
+        if in_pieces:  # written while the next step is taken
+            save_in_pieces(run, model, optimizer, {'step': number}, parts=parts, writing=writing)
+        else:
+            save_checkpoint(run, model, optimizer, {'step': number}, parts=parts)
 
 
 def killed_saves(folder: Path, count: int, seed: int) -> dict[str, Any]:
@@ -187,7 +192,8 @@ def killed_saves(folder: Path, count: int, seed: int) -> dict[str, Any]:
         width = rng.choice((4, 64, 256))
         model, optimizer, parts = made(width)
         save_checkpoint(run, model, optimizer, {'step': 1}, parts=parts)
-        child, told = child_of(lambda tell, run=run, width=width: save_until_killed(run, width))  # type: ignore[misc]
+        save = functools.partial(save_until_killed, run, width, in_pieces=number % 3 == 0)
+        child, told = child_of(lambda tell, save=save: save())  # type: ignore[misc]
         deadline = time.monotonic() + PATIENCE_S
         while number % 2 and max(run.checkpoints()) == 1 and time.monotonic() < deadline:
             time.sleep(0.002)  # every second one is killed when it has saved before

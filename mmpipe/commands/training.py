@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +14,16 @@ import typer
 from mmpipe.commands.app import AsJson, Directory, PipelineName, Root, app, place_of_shards, print_result
 from mmpipe.errors import ConfigError
 
+Processes = Annotated[
+    int, typer.Option('--nproc', metavar='N', help='Processes on this machine that share the training.')
+]
+Restarts = Annotated[
+    int, typer.Option(metavar='N', help='How often all processes are started again after one of them failed.')
+]
+Timeout = Annotated[
+    float, typer.Option('--timeout', metavar='S', help='Seconds after which a process that takes no part is lost.')
+]
+
 
 @app.command(epilog='Example: mmpipe train demo --continue')
 def train(
@@ -17,25 +31,31 @@ def train(
     directory: Directory = None,
     root: Root = None,
     go_on: Annotated[bool, typer.Option('--continue', help="Start from the pipeline's last finished run.")] = False,
+    nproc: Processes = 1,
+    restarts: Restarts = 0,
+    timeout: Timeout = 600.0,
     as_json: AsJson = False,
 ) -> None:
     """Train the pipeline's model on its current snapshot. Needs no Pixeltable."""
+    from mmpipe.pipeline import find_pipeline, runs_of
+
+    found = find_pipeline(pipeline, directory=directory)
+    if nproc != 1 or restarts:
+        _launch(nproc, restarts)
+        return
 
     def run() -> tuple[Any, str]:
-        from mmpipe.pipeline import find_pipeline, runs_of
-        from mmpipe.progress import StageProgress
         from mmpipe.shards import open_snapshot
 
-        found = find_pipeline(pipeline, directory=directory)
         frozen = open_snapshot(place_of_shards(root, found.root))
         finished = [made for made in runs_of(frozen.root) if made.status == 'finished'] if go_on else []
         if go_on and not finished:
             raise ConfigError(f"no finished run was trained on '{frozen.root}': leave out --continue")
-        show = StageProgress()
-        with show.stage('import'):
-            training = found.module('training')
-        with show.stage('train'):
-            made = training.train(frozen, continue_from=finished[-1] if finished else None, progress=show)
+        with _of_a_group(timeout) as show:
+            with show.stage('import'):
+                training = found.module('training')
+            with show.stage('train'):
+                made = training.train(frozen, continue_from=finished[-1] if finished else None, progress=show)
         result = {
             'run': made.id,
             'path': str(made.path),
@@ -46,27 +66,71 @@ def train(
         }
         return result, str(made)
 
-    print_result(run, as_json)
+    _print_once(run, as_json)
 
 
 @app.command(epilog='Example: mmpipe resume shop/0007')
 def resume(
     run_id: Annotated[str, typer.Argument(metavar='RUN', help='Id or folder of the run; `mmpipe runs` lists them.')],
+    nproc: Processes = 1,
+    restarts: Restarts = 0,
+    timeout: Timeout = 600.0,
     as_json: AsJson = False,
 ) -> None:
     """Train on from the last checkpoint of a run that was killed or stopped. Needs no Pixeltable."""
+    if nproc != 1 or restarts:
+        _launch(nproc, restarts)
+        return
 
     def run() -> tuple[Any, str]:
-        from mmpipe.progress import StageProgress
-
-        show = StageProgress()
-        with show.stage('import'):
-            from mmpipe.train import resume_run
-        with show.stage('train'):
-            made = resume_run(run_id, progress=show)
+        with _of_a_group(timeout) as show:
+            with show.stage('import'):
+                from mmpipe.train import resume_run
+            with show.stage('train'):
+                made = resume_run(run_id, progress=show)
         return {'run': made.id, 'path': str(made.path), 'metrics': made.metrics}, str(made)
 
-    print_result(run, as_json)
+    _print_once(run, as_json)
+
+
+def _launch(processes: int, restarts: int) -> None:
+    """This command without what starts processes, in several of them."""
+    from mmpipe.commands.launch import launch
+
+    own, kept = ('--nproc', '--restarts'), []
+    words = iter(sys.argv[1:])
+    for word in words:
+        if word in own:
+            next(words, None)
+        elif not word.startswith(tuple(f'{name}=' for name in own)):
+            kept.append(word)
+    launch(['-m', 'mmpipe.cli', *kept], processes=processes, restarts=restarts)
+
+
+@contextmanager
+def _of_a_group(timeout: float) -> Iterator[Any]:
+    """Progress of this process, which takes part in a group where a launcher started it."""
+    from mmpipe.progress import StageProgress
+
+    show = StageProgress()
+    if 'RANK' not in os.environ:
+        yield show
+        return
+    from mmpipe.train.group import process_group
+
+    with process_group(timeout_s=timeout):
+        yield show
+
+
+def _print_once(run: Callable[[], tuple[Any, str]], as_json: bool) -> None:
+    """Print a result, by the first process of a group; errors of the others go to whoever started them."""
+    from mmpipe.commands.launch import errors_for_launcher
+
+    with errors_for_launcher():
+        if os.environ.get('RANK', '0') == '0':
+            print_result(run, as_json)
+        else:
+            run()
 
 
 @app.command(epilog='Example: mmpipe tune demo --trials 20 --processes 2 --plots tuning')

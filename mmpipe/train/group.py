@@ -8,8 +8,10 @@ who says nothing.
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import re
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -66,6 +68,7 @@ def process_group(*, timeout_s: float = TIMEOUT_S) -> Iterator[None]:
     limit = datetime.timedelta(seconds=timeout_s)
     store, rank, size = next(rendezvous('env://', timeout=limit))
     store.set_timeout(limit)
+    store = distributed.PrefixStore(_agreed(store, rank, size, timeout_s), store)
     backend = _backend()
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     _timeouts.append(timeout_s)
@@ -83,6 +86,45 @@ def process_group(*, timeout_s: float = TIMEOUT_S) -> Iterator[None]:
         _timeouts.pop()
         with suppress(Exception):  # of a group that is broken
             distributed.destroy_process_group()
+
+
+def _agreed(store: Any, rank: int, size: int, timeout_s: float) -> str:
+    """A name for this start of the group, under which it keeps what it tells each other.
+
+    A launcher that starts processes again gives them the store of those before (torch 2.14), with their addresses in
+    it. So each says hello with a number of its own, and the first one names the group to those that it has heard.
+
+    Raises:
+        TrainError: a process did not come; names its rank.
+    """
+    mine, name, deadline = secrets.token_hex(8), secrets.token_hex(8), time.monotonic() + timeout_s
+    store.set(f'mmpipe/hello/{rank}', mine)
+    told: dict[str, str | None] = {}
+    while True:
+        if rank:
+            heard = json.loads(_read(store, 'mmpipe/group') or '{}')
+            if heard.get('hello', {}).get(str(rank)) == mine:
+                store.set(f'mmpipe/heard/{rank}', heard['name'])
+                return str(heard['name'])
+            missing = [0]
+        else:
+            hello = {str(each): _read(store, f'mmpipe/hello/{each}') for each in range(size)}
+            if hello != told:
+                store.set('mmpipe/group', json.dumps({'name': name, 'hello': hello}))
+                told = hello
+            missing = [each for each in range(1, size) if _read(store, f'mmpipe/heard/{each}') != name]
+            if not missing:
+                return name
+        if time.monotonic() > deadline:
+            raise TrainError(
+                f'Rank {missing[0]} of {size} did not come within {timeout_s:g} s: its process ended, or hangs '
+                f'before it enters mm.process_group. What it says on stderr tells more.'
+            )
+        time.sleep(0.01)
+
+
+def _read(store: Any, key: str) -> str | None:
+    return store.get(key).decode() if store.check([key]) else None
 
 
 def _backend() -> str:
@@ -131,8 +173,8 @@ def _who(store: Any, rank: int, size: int, error: Exception, timeout_s: float) -
     while len(heard) < size and time.monotonic() < deadline:
         for other in set(range(size)) - set(heard):
             with suppress(Exception):
-                if store.check([f'mmpipe/rank/{other}']):
-                    heard[other] = store.get(f'mmpipe/rank/{other}').decode()
+                said = _read(store, f'mmpipe/rank/{other}')
+                heard |= {} if said is None else {other: said}
         if any(said != '-' for said in heard.values()):
             break
         time.sleep(0.05)

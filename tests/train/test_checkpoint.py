@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,13 +15,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mmpipe.errors import RunError
+from mmpipe.models.rebuild import run_weights
 from mmpipe.runs import create_run, open_run
 from mmpipe.runs.keep import score_of, which_to_keep
 from mmpipe.runs.seal import check_seal
+from mmpipe.runs.served import weight_files
+from mmpipe.train import checkpoint
 from mmpipe.train.balancing import make_balancing
-from mmpipe.train.checkpoint import Keep, load_checkpoint, save_checkpoint
+from mmpipe.train.checkpoint import Keep, load_checkpoint, save_checkpoint, save_in_pieces
 from mmpipe.train.optimizer import make_optimizer
 from mmpipe.train.tasks import classification
+from mmpipe.train.writing import Writing
 
 FILES = ['balancing.safetensors', 'checkpoint.json', 'model.safetensors', 'optimizer.safetensors', 'state.json']
 
@@ -96,6 +102,91 @@ def test_any_damage_is_found_and_named(tmp_path, file, how, seed):
     load_checkpoint(run, old, model, optimizer, parts=parts)
 
 
+def save_pieces(run, model, optimizer, step, parts, **options):
+    writing = Writing()
+    save_in_pieces(run, model, optimizer, {'step': step}, parts=parts, writing=writing, **options)
+    writing.wait()
+    return run.checkpoint(step)
+
+
+@pytest.mark.parametrize('whole', [False, True])
+def test_what_was_saved_in_pieces_comes_back_bit_for_bit(tmp_path, whole):
+    run, (model, optimizer, parts) = run_of(tmp_path), made()
+    folder = save_pieces(run, model, optimizer, 1, parts, whole=whole)
+    files = {'checkpoint.json', 'pieces.json', 'pieces-00000-of-00001.safetensors', 'state.json'}
+    assert {file.name for file in folder.iterdir()} == files | (
+        {'model.safetensors', 'balancing.safetensors'} if whole else set()
+    )
+    other, other_optimizer, other_parts = made()
+    for _ in range(3):
+        step(other, other_parts, other_optimizer)
+    assert load_checkpoint(run, folder, other, other_optimizer, parts=other_parts) == {'step': 1}
+    for _ in range(2):
+        step(model, parts, optimizer)
+        step(other, other_parts, other_optimizer)
+    for mine, theirs in ((model, other), (parts['balancing'], other_parts['balancing'])):
+        for name, value in mine.state_dict().items():
+            assert torch.equal(value, theirs.state_dict()[name]), name
+    assert run_weights(run)['0.weight'].shape == (4, 4)
+    assert all(file.is_file() for file in weight_files(run))
+
+
+@pytest.mark.parametrize('file', ['pieces.json', 'pieces-00000-of-00001.safetensors', 'state.json', 'checkpoint.json'])
+@pytest.mark.parametrize('how', ['flip', 'cut', 'gone'])
+def test_damage_to_pieces_is_found_and_named(tmp_path, file, how):
+    run, (model, optimizer, parts) = run_of(tmp_path), made()
+    keep = Keep(newest=2)
+    old = save_pieces(run, model, optimizer, 1, parts, keep=keep)
+    step(model, parts, optimizer)
+    path = save_pieces(run, model, optimizer, 2, parts, keep=keep) / file
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data[:-3] if how == 'cut' else data)
+    if how == 'gone':
+        path.unlink()
+    with pytest.raises(RunError, match=rf'(?s){re.escape(file)}.*from the one of step 1'):
+        load_checkpoint(run, path.parent, model, optimizer, parts=parts)
+    load_checkpoint(run, old, model, optimizer, parts=parts)
+
+
+def test_pieces_hold_what_was_there_when_they_were_taken_however_late_they_are_written(tmp_path, monkeypatch):
+    run, (model, optimizer, parts) = run_of(tmp_path), made()
+    wanted = {name: value.clone() for name, value in model.state_dict().items()}
+    written, writing, original = threading.Event(), Writing(), checkpoint.write_piece
+
+    def late(*arguments):
+        assert written.wait(20)
+        original(*arguments)
+
+    monkeypatch.setattr(checkpoint, 'write_piece', late)
+    save_in_pieces(run, model, optimizer, {'step': 1}, parts=parts, writing=writing)
+    step(model, parts, optimizer)
+    assert run.newest_checkpoint() is None  # nothing has the name before all is there
+    written.set()
+    writing.wait()
+    assert all(torch.equal(value, wanted[name]) for name, value in run_weights(run).items())
+
+
+def test_a_disk_that_takes_no_more_is_told_with_the_next_checkpoint_and_the_one_before_stays(tmp_path, monkeypatch):
+    run, (model, optimizer, parts) = run_of(tmp_path), made()
+    writing = Writing()
+    save_in_pieces(run, model, optimizer, {'step': 1}, parts=parts, writing=writing)
+    writing.wait()
+
+    def full(tensors, file):
+        raise OSError(28, 'No space left on device')
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, 'save_file', full)
+        save_in_pieces(run, model, optimizer, {'step': 2}, parts=parts, writing=writing)
+        with pytest.raises(
+            RunError, match=r'could not be written: OSError.*No space left.*one before it is still there'
+        ):
+            save_in_pieces(run, model, optimizer, {'step': 3}, parts=parts, writing=writing)
+    assert sorted(entry.name for entry in (run.path / 'checkpoints').iterdir()) == ['00000001']
+    check_seal(run.checkpoint())
+
+
 def test_one_of_another_run_snapshot_or_code_is_refused(tmp_path):
     run, (model, optimizer, parts) = run_of(tmp_path), made()
     folder = save_checkpoint(run, model, optimizer, {'step': 1}, parts=parts)
@@ -112,8 +203,6 @@ def test_one_of_another_run_snapshot_or_code_is_refused(tmp_path):
 
 
 def test_an_old_one_goes_only_when_the_new_one_is_right_on_the_disk(tmp_path, monkeypatch):
-    from mmpipe.train import checkpoint
-
     run, (model, optimizer, parts) = run_of(tmp_path), made()
     save_checkpoint(run, model, optimizer, {'step': 1}, parts=parts)
     sealed = checkpoint.seal

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel
 
 import mmpipe as mm
 from mmpipe.errors import ConfigError
+from mmpipe.models.rebuild import run_weights
 from mmpipe.models.weights_file import load_weights
 from mmpipe.runs import open_run
 from mmpipe.train.balancing import Balancing
@@ -51,7 +53,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope='module')
 def alone(shards, tmp_path_factory):
     runs = tmp_path_factory.mktemp('alone')
-    train_once(str(shards), str(runs), mm.Parallel())
+    train_once(str(shards), str(runs), mm.Parallel(), checkpoint_every=2, keep_checkpoints=9)
     return open_run('vit', runs=runs)
 
 
@@ -76,9 +78,16 @@ def weights(run) -> dict[str, torch.Tensor]:
 def test_it_takes_the_steps_of_one_process(shards, alone, tmp_path, way):
     sizes = WAYS[way]
     processes = 4 if len(sizes) > 1 else 2
-    done = spread(shards, tmp_path, processes, parallel=sizes)
+    done = spread(shards, tmp_path, processes, parallel=sizes, checkpoint_every=2, keep_checkpoints=9)
     assert done.returncode == 0, done.stderr[-3000:]
     run = open_run('vit', runs=tmp_path)
+    pieces = (
+        0 if way == 'ddp' else processes
+    )  # of a checkpoint on the way, and of the last one, whose weights are whole
+    assert [len(list(run.checkpoint(step).glob('pieces-*'))) for step in (4, 5)] == [pieces, pieces]
+    then = run_weights(alone, 4)
+    for name, value in run_weights(run, 4).items():
+        torch.testing.assert_close(value, then[name], rtol=1e-3, atol=2e-4, msg=name)
     assert losses(run) == pytest.approx(losses(alone), rel=1e-5)
     assert run.metrics['kind']['n'] == alone.metrics['kind']['n']
     for task in ('kind', 'price'):
@@ -135,14 +144,27 @@ def test_with_bf16_the_losses_are_those_of_one_process_to_a_percent(shards, alon
     ('first', 'second'),
     [(('fsdp', 2), ('hybrid', 4)), (('shards_x_tensor', 4), ('ddp', 1)), (('ddp', 1), ('tensor', 2))],
 )
-def test_a_run_goes_on_over_another_number_of_processes(shards, alone, tmp_path, first, second):
+@pytest.mark.parametrize('sharded', [True, False])
+def test_a_run_goes_on_over_another_number_of_processes(shards, alone, tmp_path, first, second, sharded):
     for (way, processes), steps in ((first, 3), (second, 5)):
-        done = spread(shards, tmp_path, processes, parallel=WAYS[way], max_steps=steps)
+        done = spread(
+            shards,
+            tmp_path,
+            processes,
+            parallel=WAYS[way],
+            max_steps=steps,
+            checkpoint_every=1,
+            sharded_checkpoints=sharded,
+            keep_checkpoints=2,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         if steps == 3:  # as if it had been stopped there
             run = open_run('vit', runs=tmp_path)
             file = run.path / 'run.json'
             file.write_text(file.read_text().replace('"finished"', '"interrupted"'))
+            if sharded:
+                shutil.rmtree(run.checkpoint())  # from the one before, whose weights are in pieces
+                assert not (run.checkpoint() / 'model.safetensors').exists()
     run = open_run('vit', runs=tmp_path)
     assert run.id == 'vit/0001'
     assert losses(run) == pytest.approx(losses(alone), rel=1e-5)
