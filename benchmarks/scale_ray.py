@@ -1,9 +1,8 @@
 """Kills of Ray's processes in the middle of an apply: whether it ends, in time, with the right values.
 
-Each kill is a SIGKILL of one process of Ray's that is drawn among all that run for the job: actors that compute, and the
-one that knows where pages are. A kill passes when the apply that it hit ends within 60 s after it, and the values are
-those of a run of the function over the same numbers. `ray_over_local` is what a function costs on two actors beside
-the local engine's time, for one that holds Python's lock.
+Each kill is a SIGKILL of one process of Ray that is drawn among all that run for the job: actors that compute, and the
+one that knows where pages are. It passes when the apply goes on within 60 s and ends with the values that the function
+gives for the same numbers.
 """
 
 from __future__ import annotations

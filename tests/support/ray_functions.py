@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -176,17 +175,8 @@ def rows(count: int, folder: Path, *, media: bool = True, unlucky: bool = False)
     return made
 
 
-def apply_in(directory: str, options: dict[str, Any]) -> None:
-    """For a process of its own: plan and apply."""
+def apply_in(directory: str, *names: str) -> None:
+    """Plan and apply on Ray, for a process of its own."""
     import mmpipe as mm
 
-    engine = mm.RayEngine(actors=options.get('actors', 2), cpus=0.5)
-    print(mm.apply(mm.plan(declare(*options.get('names', ())), directory), engine=engine))
-
-
-if __name__ == '__main__':
-    import sys
-
-    import ray_functions  # its functions are to have this module's name
-
-    ray_functions.apply_in(sys.argv[1], json.loads(sys.argv[2]))
+    mm.apply(mm.plan(declare(*names), directory), engine=mm.RayEngine(actors=2, cpus=0.5))
