@@ -10,6 +10,7 @@ computes, and records as it always does: values are the same with and without Ra
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,8 @@ from mmpipe.results.cache import LIMIT_VARIABLE
 from mmpipe.store.calls import calls_in, rows_over
 from mmpipe.wording import how_many
 
-ENGINES = ('local', 'ray')
+_log = logging.getLogger(__name__)
+STARTS = 3
 OBJECT_STORE = 512 << 20  # bytes, of a Ray that is started here; it spills to disk beyond
 FULL = 0.8  # of the result cache: at 0.9 it begins to drop what was not read yet
 
@@ -179,20 +181,11 @@ class RayFill:
             return
         ray = ray_module()
         if not ray.is_initialized():
-            quiet = {'log_to_driver': False, 'logging_level': 'ERROR', 'configure_logging': True}
-            try:
-                if os.environ.get('RAY_ADDRESS'):
-                    ray.init(address=os.environ['RAY_ADDRESS'], **quiet)
-                else:
-                    store = OBJECT_STORE
-                    ray.init(
-                        address='local', num_cpus=cores(), include_dashboard=False, object_store_memory=store, **quiet
-                    )
-            except Exception as error:
-                raise PlanError(
-                    f'Ray did not start ({type(error).__name__}: {error}). Check $RAY_ADDRESS, or leave engine= out to '
-                    f'compute here.'
-                ) from error
+            there = {'address': os.environ.get('RAY_ADDRESS')}
+            own = {
+                'address': 'local', 'num_cpus': cores(), 'include_dashboard': False, 'object_store_memory': OBJECT_STORE
+            }  # fmt: skip
+            _begin(ray, there if there['address'] else own)
             self._ours = True
         self._ready = True
 
@@ -201,6 +194,22 @@ class RayFill:
         if self._ours:
             ray_module().shutdown()
             self._ours = self._ready = False
+
+
+def _begin(ray: Any, where: dict[str, Any]) -> None:
+    """Start Ray or join it. It gives a start 30 s, which a machine at work may not keep: then again."""
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init(log_to_driver=False, logging_level='ERROR', **where)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if not left:
+                raise PlanError(
+                    f'Ray did not start in {STARTS} attempts ({type(error).__name__}: {error}). Check $RAY_ADDRESS, or '
+                    f'leave engine= out to compute here.'
+                ) from error
+            _log.warning('Ray did not start (%s): trying again', error)
 
 
 def _jobs(table: Any, name: tuple[str, str], rows: list[int], again: set[tuple[str, str]]) -> list[Job]:
