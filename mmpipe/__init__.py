@@ -22,6 +22,7 @@ _WHERE: dict[str, str | None] = {
     'Plan': 'mmpipe.plans',
     'plan': 'mmpipe.plans',
     'apply': 'mmpipe.plans',
+    'RayEngine': 'mmpipe.plans',
     'retry': 'mmpipe.plans',
     'sources': None,
     'ingest': 'mmpipe.sources',
@@ -120,6 +121,7 @@ if TYPE_CHECKING:
     from mmpipe.models import merge_lora as merge_lora
     from mmpipe.overview import status as status
     from mmpipe.plans import Plan as Plan
+    from mmpipe.plans import RayEngine as RayEngine
     from mmpipe.plans import apply as apply
     from mmpipe.plans import plan as plan
     from mmpipe.plans import retry as retry

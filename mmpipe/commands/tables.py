@@ -68,6 +68,9 @@ def apply(
     max_failed: Annotated[
         float, typer.Option(help='Failed cells of a column at which it stops; below 1, their share.')
     ] = 0.5,
+    engine: Annotated[
+        str, typer.Option(help='local; or ray: compute @cached functions on Ray first, into the result cache.')
+    ] = 'local',
     as_json: AsJson = False,
 ) -> None:
     """Make the catalog what the schema declares. Asks before anything that loses stored values."""
@@ -88,9 +91,10 @@ def apply(
         with show.stage('apply'):
             done = apply_plan(
                 made, allow_destructive=agreed, trust=trust, columns=column, limit=limit, max_failed=max_failed,
-                progress=show,
+                engine=engine, progress=show,
             )  # fmt: skip
-        return done.to_json(), '\n'.join(['applied' if done.changes else 'nothing to apply', *done.failed])
+        told = ['applied' if done.changes else 'nothing to apply', *done.failed, *map(str, done.ray)]
+        return done.to_json(), '\n'.join(told)
 
     print_result(run, as_json)
 

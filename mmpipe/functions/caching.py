@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -22,6 +22,55 @@ __fingerprint__ = 1
 F = TypeVar('F', bound=Callable[..., Any])
 
 
+class CellKeys:
+    """Names the results of one function: what `cached` looks cells up by. It is its `cell_keys`.
+
+    Args:
+        function: what is cached, below `cached`.
+
+    >>> keys = CellKeys(lambda x, *, by=2: by * x)
+    >>> keys.key((1,), {}) == keys.key((), {'x': 1, 'by': 2}) != keys.key((1,), {'by': 3})
+    True
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self._signature = inspect.signature(function, eval_str=True)
+        media = (pxt.Audio, pxt.Video, pxt.Document)
+        parameters = self._signature.parameters
+        self._files = {name for name, each in parameters.items() if each.annotation in media}
+        self._fixed = {name for name, each in parameters.items() if each.kind is inspect.Parameter.KEYWORD_ONLY}
+        self._prints: dict[str, str] = {}
+
+    def given(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """All arguments of a call by name, defaults too; files as `Path`, since their bytes count."""
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return {name: Path(value) if name in self._files else value for name, value in bound.arguments.items()}
+
+    def constants(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of a call's arguments that are the column's constants."""
+        return {name: given[name] for name in sorted(self._fixed)}
+
+    def print(self, constants: Mapping[str, Any], count_packages: Iterable[str] | None = None) -> str:
+        """Digest of the function's fingerprint, taken once per process.
+
+        Args:
+            constants: arguments that are the same for all cells.
+            count_packages: packages whose version counts; those of the project's settings when None.
+        """
+        name = repr(sorted(constants.items()))
+        if name not in self._prints:
+            counted = counted_packages() if count_packages is None else count_packages
+            self._prints[name] = fingerprint(self.function, constants=constants, count_packages=counted).digest
+        return self._prints[name]
+
+    def key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes | None:
+        """Name of a call's result; None where an argument has no content that could be told."""
+        given = self.given(args, kwargs)
+        return content_key(self.print(self.constants(given)), given)
+
+
 def cached(function: F) -> F:
     """Look a cell up before it is computed, by the function's fingerprint and the content of its arguments.
 
@@ -36,28 +85,14 @@ def cached(function: F) -> F:
     >>> doubled(2)
     4
     """
-    signature = inspect.signature(function, eval_str=True)
-    media = (pxt.Audio, pxt.Video, pxt.Document)
-    files = {name for name, each in signature.parameters.items() if each.annotation in media}
-    fixed = {name for name, each in signature.parameters.items() if each.kind is inspect.Parameter.KEYWORD_ONLY}
-    prints: dict[str, str] = {}
-
-    def key_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes | None:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        given = {name: Path(value) if name in files else value for name, value in bound.arguments.items()}
-        constants = {name: given[name] for name in fixed}
-        name = repr(sorted(constants.items()))
-        if name not in prints:
-            prints[name] = fingerprint(function, constants=constants, count_packages=counted_packages()).digest
-        return content_key(prints[name], given)
+    keys = CellKeys(function)
 
     if not inspect.iscoroutinefunction(function):
 
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             cache = result_cache()
-            key = key_of(args, kwargs) if cache is not None else None
+            key = keys.key(args, kwargs) if cache is not None else None
             if cache is None or key is None:
                 return function(*args, **kwargs)
             kept = cache.get(key)
@@ -65,6 +100,7 @@ def cached(function: F) -> F:
                 return from_bytes(kept)
             return _keep(cache, key, function(*args, **kwargs))
 
+        wrapper.cell_keys = keys  # type: ignore[attr-defined]
         return cast(F, wrapper)
 
     running: dict[tuple[int, bytes], asyncio.Future[Any]] = {}
@@ -72,7 +108,7 @@ def cached(function: F) -> F:
     @functools.wraps(function)
     async def waiting(*args: Any, **kwargs: Any) -> Any:
         cache = result_cache()
-        key = await in_pool(key_of, args, kwargs) if cache is not None else None
+        key = await in_pool(keys.key, args, kwargs) if cache is not None else None
         if cache is None or key is None:
             return await function(*args, **kwargs)
         kept = await in_pool(cache.get, key)
@@ -96,6 +132,7 @@ def cached(function: F) -> F:
         finally:
             del running[place]
 
+    waiting.cell_keys = keys  # type: ignore[attr-defined]
     return cast(F, waiting)
 
 

@@ -2,6 +2,7 @@
 
 from mmpipe.plans.apply import apply
 from mmpipe.plans.plan import Change, Plan, plan
+from mmpipe.plans.ray_engine import RayColumn, RayEngine
 from mmpipe.plans.retry import RetryReport, retry
 
-__all__ = ['Change', 'Plan', 'RetryReport', 'apply', 'plan', 'retry']
+__all__ = ['Change', 'Plan', 'RayColumn', 'RayEngine', 'RetryReport', 'apply', 'plan', 'retry']

@@ -12,7 +12,8 @@ from mmpipe.errors import DestructiveError, PlanError
 from mmpipe.ledger import Print, column_prints, keeping
 from mmpipe.ledger.prints import ColumnName, dependents, inputs_of
 from mmpipe.plans.backfill import Part, Progress, backfill, mark_filled
-from mmpipe.plans.plan import INDEX, VALUES, Change, Plan, plan
+from mmpipe.plans.plan import COMPUTED, INDEX, VALUES, Change, Plan, plan
+from mmpipe.plans.ray_engine import RayColumn, RayEngine, RayFill, engine_of, filling
 from mmpipe.store import (
     base_of,
     carry_out_column,
@@ -40,6 +41,7 @@ def apply(
     where: Any = None,
     limit: int | None = None,
     max_failed: float = 0.5,
+    engine: str | RayEngine = 'local',
     progress: Progress | None = None,
 ) -> Plan:
     """Make the catalog what the plan says, and compute what it adds, alters, or calls stale or unrecorded.
@@ -59,18 +61,22 @@ def apply(
         limit: compute at most so many rows of each table, the oldest first: to see what a function does.
         max_failed: stop when more cells of a column fail: their number, or, below 1, their share of those tried, once
             32 were.
-        progress: called as `progress('apply', done, total, 'rows')` for each column that is computed.
+        engine: 'local', or 'ray', or a `RayEngine` that says how much of Ray: cells of `@cached` functions are computed
+            there first, into the result cache, and read from it here. Needs `$MMPIPE_RESULT_CACHE_GB`.
+        progress: called as `progress('apply', done, total, 'rows')` for each column that is computed; with Ray as
+            `progress('ray', done, total, 'cells')` before.
 
     Returns:
-        The plan that was applied, with `failed` filled when cells could not be computed. The table classes are bound to
-        their tables afterwards.
+        The plan that was applied, with `failed` filled when cells could not be computed, and `ray` with what Ray did
+        of each column. The table classes are bound to their tables afterwards.
 
     Raises:
         DestructiveError: the plan drops something and `allow_destructive` is False.
         FailureBudgetError: too many cells of a column failed; names the first and its error. What was made stays.
         PlanError: a change is unsupported, Pixeltable refuses one, the catalog moved since the plan was made, or
             `columns` names what is no computed column.
-        ConfigError: a `limit` or `max_failed` that is not possible.
+        ConfigError: a `limit`, `max_failed` or `engine` that is not possible, or no result cache for Ray to fill.
+        MissingExtraError: Ray is not installed.
         BusyError: another process is applying a plan to this directory.
 
     >>> done = mm.apply(mm.plan(Tables, 'shop'))  # doctest: +SKIP
@@ -78,6 +84,7 @@ def apply(
     ((), False)
     """
     part = Part(where=where, limit=limit, max_failed=max_failed)
+    chosen_engine = engine_of(engine)
     pxt = start()
     if planned.unsupported:
         moves: dict[str, list[str]] = {}
@@ -92,7 +99,7 @@ def apply(
             f'this plan loses stored values: {listed}. To agree to that: --yes on the command line, or '
             f'allow_destructive=True in Python.'
         )
-    with writer_lock(f'schema:{planned.directory}'):
+    with writer_lock(f'schema:{planned.directory}'), filling(chosen_engine, part, progress) as fill:
         if _schema_of(plan(planned.tables, planned.directory)) != _schema_of(planned):
             raise PlanError(f"'{planned.directory}' changed since this plan was made. Make a new one, and look at it.")
         try:
@@ -100,10 +107,10 @@ def apply(
             failed: list[str] = []
             if columns is None and any(change.action in ('create', 'recreate') for change in planned.changes):
                 # A view is filled as it is made, from what it reads: that comes first, or the view is made twice.
-                failed += _compute(pxt, planned, None, part, progress, trust)
+                failed += _compute(pxt, planned, None, part, progress, trust, fill)
             failed += _make_tables(pxt, planned, left, allow_destructive)
             chosen = None if columns is None else _chosen(pxt, planned.directory, columns)
-            failed += _compute(pxt, planned, chosen, part, progress, trust)
+            failed += _compute(pxt, planned, chosen, part, progress, trust, fill)
         except pxt.Error as error:
             raise PlanError(
                 f"Pixeltable refused a change in '{planned.directory}': {error} Correct the class that declares it; "
@@ -111,7 +118,8 @@ def apply(
             ) from error
     for message in failed:
         _log.warning(message)
-    return replace(planned, failed=tuple(failed)) if failed else planned
+    done = replace(planned, failed=tuple(failed)) if failed else planned
+    return done if fill is None else replace(done, ray=_on_ray(planned, fill))
 
 
 def _schema_of(planned: Plan) -> list[Change]:
@@ -161,8 +169,27 @@ def _chosen(pxt: Any, directory: str, columns: Iterable[Any]) -> set[ColumnName]
     return found
 
 
+def _on_ray(planned: Plan, fill: RayFill) -> tuple[RayColumn, ...]:
+    """What became of each column with Ray, those of new views among them."""
+    found = dict(fill.reports)
+    for change in planned.changes:
+        name, what = (change.table, change.name), f'{change.table}.{change.name}'
+        if change.action in ('create', 'recreate'):
+            made = f'{change.table}.*'
+            found[name] = RayColumn(column=made, why='in the statement that makes the table or view')
+        elif change.action in COMPUTED and change.rows and change.detail != INDEX and name not in found:
+            found[name] = RayColumn(column=what, why='since it was not chosen, or was added in one statement')
+    return tuple(found.values())
+
+
 def _compute(
-    pxt: Any, planned: Plan, chosen: set[ColumnName] | None, part: Part, progress: Progress | None, trust: bool
+    pxt: Any,
+    planned: Plan,
+    chosen: set[ColumnName] | None,
+    part: Part,
+    progress: Progress | None,
+    trust: bool,
+    fill: RayFill | None,
 ) -> Iterator[str]:
     """Compute what the plan adds, alters, calls stale or unrecorded; yields a message per column with failed cells."""
     changed = {(c.table, c.name) for c in planned.schema if c.action in ('add', 'alter') and c.name}
@@ -176,7 +203,7 @@ def _compute(
         if trust:
             with writer_lock(f'table:{base}'), keeping(table) as book:
                 book.trust(names & told, next_row_id(table))
-        yield from backfill(table, names, part=part, progress=progress)
+        yield from backfill(table, names, part=part, progress=progress, before=fill)
 
 
 def _change_columns(pxt: Any, planned: Plan) -> list[Change]:

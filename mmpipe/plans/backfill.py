@@ -25,6 +25,7 @@ FIRST_CHUNK, LARGEST_CHUNK = 32, 1024  # rows
 SHORT_CHUNK_S = 1.0
 BUDGET_FROM = 32  # cells of a column that are tried before a share of failures stops it
 Progress = Callable[[str, int, int | None, str], None]
+Before = Callable[[Book, Sequence[tuple[str, str]], set[int] | None], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,12 @@ class Part:
 
 
 def backfill(
-    base: Any, columns: Iterable[tuple[str, str]], *, part: Part | None = None, progress: Progress | None = None
+    base: Any,
+    columns: Iterable[tuple[str, str]],
+    *,
+    part: Part | None = None,
+    progress: Progress | None = None,
+    before: Before | None = None,
 ) -> list[str]:
     """Make the rows of some columns that are not made as the code is now.
 
@@ -85,6 +91,8 @@ def backfill(
         columns: (path of table or view, column) to make.
         part: which of their rows; all when None.
         progress: called as `progress('apply', done, total, 'rows')`, per column.
+        before: called with the book, the columns in order, and the base row ids of the part, None for all, before
+            anything is computed: what fills the result cache.
 
     Returns:
         A message for each column with cells whose function raised.
@@ -98,6 +106,8 @@ def backfill(
         wanted = set(columns)
         names = [name for name in book.prints if name in wanted]  # inputs come before what reads them
         among = None if part.whole else part.rows(book, names)
+        if before is not None:
+            before(book, names, among)
         for path, column in names:
             rows = book.rows_to_make(path, column)  # those that an earlier column took along are made already
             rows = rows if among is None else [row for row in rows if row in among]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmpipe.errors import SchemaError
 from mmpipe.home import check_directory
 from mmpipe.ledger import Book
 from mmpipe.store import base_of, declared_models, file_of, path_of, refusal, refused_addition, start, views_of
 from mmpipe.wording import how_many
+
+if TYPE_CHECKING:
+    from mmpipe.plans.ray_engine import RayColumn
 
 MARKERS = {
     'create': '+', 'add': '+', 'alter': '~', 'drop': '-', 'recreate': '±', 'unsupported': '!', 'stale': '~',
@@ -91,6 +94,7 @@ class Plan:
         undeclared: paths of the tables and views of the directory that no class declares; they stay, too.
         tables: the declared base class, made by `pxt.model_base()`.
         failed: once applied, a message per computed column with cells whose function raised, with the next move.
+        ray: once applied with Ray, a `RayColumn` per computed column.
     """
 
     directory: str
@@ -99,6 +103,7 @@ class Plan:
     tables: Any
     undeclared: tuple[str, ...] = ()
     failed: tuple[str, ...] = ()
+    ray: tuple[RayColumn, ...] = ()
 
     @property
     def pending(self) -> bool:
@@ -146,6 +151,7 @@ class Plan:
                 *map(str, self.changes),
                 *others,
                 *self.failed,
+                *map(str, self.ray),
             ]
         )
 
@@ -173,6 +179,7 @@ class Plan:
             'unchanged': list(self.unchanged),
             'undeclared': list(self.undeclared),
             'failed': list(self.failed),
+            'ray': [column.to_json() for column in self.ray],
         }
 
 
