@@ -28,6 +28,7 @@ from mmpipe.store import (
     primary_key,
     start,
     table_of,
+    told_plainly,
     views_of,
     writer_lock,
 )
@@ -102,6 +103,7 @@ class IngestReport:
         return line + ''.join(f'\n  {error}' for error in self.errors)
 
 
+@told_plainly()
 def ingest(
     table: Any,
     source: Source,
