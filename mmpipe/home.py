@@ -14,6 +14,8 @@ from mmpipe.errors import ConfigError
 __fingerprint__ = 1
 
 HOME_VARIABLE = 'MMPIPE_HOME'
+MEDIA_VARIABLE = 'MMPIPE_MEDIA'
+DATABASE_VARIABLE = 'PIXELTABLE_DB_CONNECT_STR'
 DIRECTORY = re.compile(r'[A-Za-z][A-Za-z0-9_-]*(/[A-Za-z][A-Za-z0-9_-]*)*')
 
 
@@ -39,11 +41,21 @@ def project_root(start: str | os.PathLike[str] | None = None) -> Path:
 def home_dir() -> Path:
     """The project's state: `$MMPIPE_HOME` when set, else `.mmpipe` at the project root. Not created here.
 
+    Raises:
+        ConfigError: the variable holds a URL.
+
     >>> home_dir().is_absolute()
     True
     """
-    named = os.environ.get(HOME_VARIABLE)
-    return Path(named).expanduser().resolve() if named else project_root() / '.mmpipe'
+    return _named(HOME_VARIABLE) or project_root() / '.mmpipe'
+
+
+def _named(variable: str) -> Path | None:
+    """The folder that a variable names."""
+    named = os.environ.get(variable)
+    if named and '://' in named:
+        raise ConfigError(f'{variable}={named}: a folder of this machine is meant. Snapshots alone lie at URLs (root=)')
+    return Path(named).expanduser().resolve() if named else None
 
 
 def check_directory(directory: str) -> str:
@@ -113,10 +125,21 @@ def shard_cache_dir() -> Path:
 def media_dir() -> Path:
     """Where files of remote sources are kept, by their content; Pixeltable refers to them, so they are not to delete.
 
+    `$MMPIPE_MEDIA` when set, as where several machines share it, else `media` in the project's home.
+
     >>> media_dir().name
     'media'
     """
-    return home_dir() / 'media'
+    return _named(MEDIA_VARIABLE) or home_dir() / 'media'
+
+
+def has_own_database() -> bool:
+    """Whether tables lie in a Postgres that Pixeltable starts, and not in one that `PIXELTABLE_DB_CONNECT_STR` names.
+
+    >>> os.environ.pop('PIXELTABLE_DB_CONNECT_STR', None); has_own_database()
+    True
+    """
+    return not os.environ.get(DATABASE_VARIABLE)
 
 
 def configure_pixeltable() -> Path:
@@ -136,7 +159,7 @@ def configure_pixeltable() -> Path:
     if running is not None:
         return running
     home = pixeltable_home()
-    if ' ' in str(home):
+    if ' ' in str(home) and has_own_database():
         raise ConfigError(
             f"Pixeltable's Postgres cannot start in '{home}': the path has a space in it. "
             f'Set {HOME_VARIABLE} to a directory without one.'

@@ -99,21 +99,24 @@ def stop(as_json: AsJson = False) -> None:
     """Stop the project's Postgres, which runs on after a command; the next command starts it again."""
 
     def run() -> tuple[Any, str]:
-        from mmpipe.home import pixeltable_home
+        from mmpipe.home import DATABASE_VARIABLE, has_own_database, pixeltable_home
         from mmpipe.store import stop_postgres
 
         home = pixeltable_home()
         stopped = home.is_dir() and stop_postgres()
-        return {'stopped': stopped}, f'stopped the Postgres of {home}' if stopped else f'no Postgres runs in {home}'
+        said = f'stopped the Postgres of {home}' if stopped else f'no Postgres runs in {home}'
+        if not has_own_database():
+            said += f"; the one that {DATABASE_VARIABLE} names is not mmpipe's to stop"
+        return {'stopped': stopped}, said
 
     print_result(run, as_json)
 
 
 def _as_writer(root: str | Path, *, wait_s: float = 60.0) -> contextlib.AbstractContextManager[None]:
     """The writer lock of a root where Pixeltable is at home; elsewhere no snapshot of tables is written."""
-    from mmpipe.home import pixeltable_home
+    from mmpipe.home import has_own_database, pixeltable_home
 
-    if importlib.util.find_spec('pixeltable') is None or not pixeltable_home().is_dir():
+    if importlib.util.find_spec('pixeltable') is None or (has_own_database() and not pixeltable_home().is_dir()):
         return contextlib.nullcontext()
     from mmpipe.snapshots import root_lock
 

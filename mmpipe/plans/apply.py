@@ -21,10 +21,12 @@ from mmpipe.store import (
     declared_models,
     failed_cells,
     id_of,
+    machine_failure,
     next_row_id,
     path_of,
     start,
     tables_in,
+    told_plainly,
     writer_lock,
 )
 from mmpipe.store.expressions import column_id
@@ -32,6 +34,7 @@ from mmpipe.store.expressions import column_id
 _log = logging.getLogger(__name__)
 
 
+@told_plainly()
 def apply(
     planned: Plan,
     *,
@@ -112,6 +115,8 @@ def apply(
             chosen = None if columns is None else _chosen(pxt, planned.directory, columns)
             failed += _compute(pxt, planned, chosen, part, progress, trust, fill)
         except pxt.Error as error:
+            if machine_failure(error):
+                raise
             raise PlanError(
                 f"Pixeltable refused a change in '{planned.directory}': {error} Correct the class that declares it; "
                 f'a new plan shows what is left to do.'

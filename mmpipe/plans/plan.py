@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 from mmpipe.errors import SchemaError
 from mmpipe.home import check_directory
 from mmpipe.ledger import Book
-from mmpipe.store import base_of, declared_models, file_of, path_of, refusal, refused_addition, start, views_of
+from mmpipe.store import (
+    base_of,
+    declared_models,
+    file_of,
+    path_of,
+    refusal,
+    refused_addition,
+    start,
+    told_plainly,
+    views_of,
+)
 from mmpipe.wording import how_many
 
 if TYPE_CHECKING:
@@ -183,6 +193,7 @@ class Plan:
         }
 
 
+@told_plainly()
 def plan(tables: Any, directory: str, *, values: bool = True) -> Plan:
     """Compare table classes, and the code behind their columns, with what is in a catalog directory. Reads only.
 

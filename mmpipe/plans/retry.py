@@ -16,6 +16,7 @@ from mmpipe.store import (
     recompute_rows,
     start,
     tables_in,
+    told_plainly,
     writer_lock,
 )
 
@@ -41,6 +42,7 @@ class RetryReport:
         return {'tried': dict(self.tried), 'failed': list(self.failed)}
 
 
+@told_plainly()
 def retry(directory: str, *, progress: Progress | None = None) -> RetryReport:
     """Compute the cells of a catalog directory again whose function raised, and the columns that read them.
 

@@ -192,7 +192,7 @@ def open_run(run: str | os.PathLike[str] | Run, *, runs: str | os.PathLike[str] 
     """
     if isinstance(run, Run):
         return open_run(run.path)
-    root = Path(runs) if runs is not None else runs_dir()
+    root = _folder_of(runs)
     for folder in (Path(run), root / run):
         if (folder / 'run.json').is_file():
             return Run(folder.resolve(), _read_record(folder / 'run.json'))
@@ -202,13 +202,24 @@ def open_run(run: str | os.PathLike[str] | Run, *, runs: str | os.PathLike[str] 
     raise RunError(f'There is no run {str(run)!r} in {root}: no run.json there. `ls {root}` shows the names.')
 
 
+def _folder_of(runs: str | os.PathLike[str] | None) -> Path:
+    if runs is None:
+        return runs_dir()
+    if re.match(r'[A-Za-z][A-Za-z0-9+]*:/', os.fspath(runs)):
+        raise ConfigError(
+            f"runs='{os.fspath(runs)}': a run is a folder, which its process appends to and locks. Name one of this "
+            f'machine or of a shared disk, and copy what is finished.'
+        )
+    return Path(runs)
+
+
 def list_runs(name: str, *, runs: str | os.PathLike[str] | None = None) -> list[Path]:
     """Folders of the runs called `name`, oldest first.
 
     >>> list_runs('nothing', runs='/tmp')
     []
     """
-    folder = (Path(runs) if runs is not None else runs_dir()) / name
+    folder = _folder_of(runs) / name
     if not folder.is_dir():
         return []
     found = [entry for entry in folder.iterdir() if entry.name.isdecimal() and (entry / 'run.json').is_file()]
@@ -224,7 +235,7 @@ def create_run(name: str, record: Mapping[str, Any], *, runs: str | os.PathLike[
         runs: where to put it; the project's `.mmpipe/runs` when None.
 
     Raises:
-        ConfigError: a name that is no folder name.
+        ConfigError: a name that is no folder name, or a URL for `runs`.
 
     >>> import tempfile
     >>> run = create_run('shop', {'metrics': {}}, runs=tempfile.mkdtemp())
@@ -233,7 +244,7 @@ def create_run(name: str, record: Mapping[str, Any], *, runs: str | os.PathLike[
     """
     if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]*', name):
         raise ConfigError(f"A run cannot be called {name!r}: use letters, digits, `.`, `_` and `-`, as in name='shop'.")
-    folder = (Path(runs) if runs is not None else runs_dir()) / name
+    folder = _folder_of(runs) / name
     make_folders(folder)
     taken = [int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal()]
     number = max(taken, default=0) + 1

@@ -7,6 +7,7 @@ Heads go first, so a collection that is stopped leaves no snapshot that lacks a 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -71,7 +72,8 @@ def collect(
         root: directory or URL of the snapshots.
         keep: how many of the newest snapshots stay, the current one among them or not.
         also: ids of further snapshots that stay.
-        runs: directory of the runs; the project's when None. Each of them names the snapshot it was trained on.
+        runs: directory of the runs; the project's when None. Each of them, a trial of a study too, names the snapshot
+            it was trained on. Runs of other machines are not seen: name their snapshots in `also`.
         grace_s: age in seconds below which nothing is removed: longer than it takes to write a snapshot, unless writers
             are held off, as `mmpipe gc` does where there is Pixeltable. On an object store it is the store's clock that
             says when a file was written, and this machine's that says how long that is ago.
@@ -139,11 +141,13 @@ def _older(entry: Entry | None, seconds: float) -> bool:
 
 
 def _named_by_runs(folder: str | Path | None) -> set[str]:
-    """Ids of the snapshots that runs were trained on, whichever root they lay in."""
+    """Ids of the snapshots that runs were trained on, whichever root they lay in and however deep a run lies."""
     from mmpipe.home import runs_dir
-    from mmpipe.runs import list_runs, open_run
+    from mmpipe.runs import open_run
 
-    runs = Path(folder) if folder is not None else runs_dir()
-    names = [entry.name for entry in runs.iterdir() if entry.is_dir()] if runs.is_dir() else []
-    found = [open_run(path).record.get('snapshot') for name in names for path in list_runs(name, runs=runs)]
+    found = []
+    for place, inside, files in os.walk(folder if folder is not None else runs_dir()):
+        if 'run.json' in files:
+            found.append(open_run(place).record.get('snapshot'))
+            inside.clear()  # a run holds no others; those of a study lie beside its own folder
     return {each['id'] for snapshot in found if snapshot for each in (snapshot, *snapshot.get('parts', {}).values())}

@@ -22,7 +22,7 @@ from mmpipe.snapshots.field import FieldSpec
 from mmpipe.snapshots.predicted import refuse_predictions
 from mmpipe.snapshots.read import PageRow, read_page
 from mmpipe.snapshots.view import Candidates, TrainingView, training_view
-from mmpipe.store import Rowid, Vector, pages, writer_lock
+from mmpipe.store import Rowid, Vector, check_locks, pages, told_plainly, writer_lock
 
 ATTEMPTS = 3
 Progress = Callable[[str, int, int | None, str], None]
@@ -92,6 +92,7 @@ class SnapshotReport:
         return line + (f'\n  cells that failed and are null: {failed}' if failed else '')
 
 
+@told_plainly()
 def snapshot(
     query: Any,
     *,
@@ -234,6 +235,7 @@ def _attempt(
         return None
     if not any(delta.splits.values()):
         raise SnapshotError(f"no row of '{view.path}' is left in the filter. Widen it, or ingest rows that fit.")
+    check_locks()
     made = commit(
         root,
         delta.fields,

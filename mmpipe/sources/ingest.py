@@ -28,6 +28,7 @@ from mmpipe.store import (
     primary_key,
     start,
     table_of,
+    told_plainly,
     views_of,
     writer_lock,
 )
@@ -102,6 +103,7 @@ class IngestReport:
         return line + ''.join(f'\n  {error}' for error in self.errors)
 
 
+@told_plainly()
 def ingest(
     table: Any,
     source: Source,
@@ -109,6 +111,7 @@ def ingest(
     chunk_rows: int | None = None,
     threads: int | None = None,
     prune: Prune = False,
+    wait_s: float = 60.0,
     progress: Progress | None = None,
 ) -> IngestReport:
     """Bring a table up to date with a source.
@@ -128,6 +131,7 @@ def ingest(
         prune: delete the rows, with their rows in views, that an earlier ingest of this source brought in and that it
             no longer has; a snapshot then masks them. Refused when it would be more than half of those rows, as of a
             source that is empty for once, or when a bad row may be one of them: 'all' removes them even then.
+        wait_s: how long to wait for another writer of the table, in seconds.
         progress: called as `progress('ingest', done, total, 'rows')`.
 
     Returns:
@@ -138,7 +142,7 @@ def ingest(
         ConfigError: `chunk_rows` is below 1.
         SourceError: the source cannot be read, or its first row has a column that the table lacks (a later row of JSON
             lines goes into quarantine); or `prune` is refused, when all else is done.
-        BusyError: another process keeps writing the table.
+        BusyError: another process writes the table, for longer than `wait_s`.
         MissingExtraError: a package that opens a file is not installed.
         StoreError: every row so far is refused for the same reason, such as a missing required column (they are in
             quarantine then); or the disk, the memory or Postgres failed.
@@ -175,7 +179,11 @@ def ingest(
     fit = Fit(aim)
     done = new = 0
     spent = 0.0
-    with writer_lock(f'table:{path}'), ThreadPoolExecutor(threads or cores()) as pool, keeping(target) as book:
+    with (
+        writer_lock(f'table:{path}', wait_s=wait_s),
+        ThreadPoolExecutor(threads or cores()) as pool,
+        keeping(target) as book,
+    ):
         outcome = Outcome(book=book)
         for chunk in _chunks(source.records(key=aim.key, media=aim.media), chunk_rows):
             rows: list[Row] = []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmpipe.sources.record import Bad
-from mmpipe.store import delete_rows, path_of, replace_rows, start, table_of
+from mmpipe.store import delete_rows, path_of, replace_rows, start, table_of, told_plainly
 
 DIRECTORY = 'mmpipe'
 TABLE = f'{DIRECTORY}/quarantine'
@@ -24,6 +24,7 @@ def _table(*, create: bool) -> Any:
     return table
 
 
+@told_plainly()
 def quarantined(table: Any = None) -> list[dict[str, str]]:
     """What is in quarantine.
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from mmpipe.errors import BadInputError, SourceError
 from mmpipe.home import media_dir
+from mmpipe.shards.transfer import passing
 from mmpipe.sources.objects import Objects
 from mmpipe.sources.record import Bad, Record
 from mmpipe.sources.web import Network, download
@@ -84,6 +85,8 @@ class Store:
         self._infos: dict[str, Mapping[str, Any]] = {}
         self._fetching: dict[str, threading.Lock] = {}
         self._counting = threading.Lock()
+        self._asking_again = threading.Lock()
+        self._gone = ''  # why nothing more is asked of it
 
     def check(self, url: str) -> None:
         """Whether a URL is of a kind that is read at all.
@@ -99,6 +102,7 @@ class Store:
 
     def forget(self) -> None:
         """Take every listing anew: what is in the store may have changed since."""
+        self._gone = ''
         self._folders.clear()
         self._patterns.clear()
         self._infos.clear()
@@ -143,8 +147,11 @@ class Store:
 
         Raises:
             BadInputError: refused, not there, or the download failed.
+            SourceError: the store does not answer any more.
         """
         self.check(url)
+        if self._gone:
+            raise SourceError(self._gone)
         with self._fetching.setdefault(url, threading.Lock()):  # rows may share a file
             return self._fetch(url)
 
@@ -171,7 +178,24 @@ class Store:
         except FileNotFoundError:
             raise BadInputError('does not exist: add the object, or correct the path') from None
         except Exception as error:  # each store has exceptions of its own
+            if passing(error) and self._is_gone(url):
+                raise SourceError(self._gone) from error
             raise BadInputError(f'cannot be downloaded ({what(error)}): check rights and network') from error
+
+    def _is_gone(self, url: str) -> bool:
+        """Whether the store answers nothing at all, so that no row is at fault, and those to come would fail too."""
+        with self._asking_again:
+            if not self._gone:
+                try:
+                    system = self._system(url)
+                    system.ls(system._strip_protocol(posixpath.dirname(url)), detail=False, refresh=True)
+                except Exception as error:  # noqa: BLE001 (each store has exceptions of its own)
+                    if passing(error):
+                        self._gone = (
+                            f"'{url}' cannot be downloaded, and its store does not answer ({what(error)}). Rows before "
+                            f'it stay. When it is back, run the same again: what is here already is not asked for.'
+                        )
+        return bool(self._gone)
 
     def _count(self) -> None:
         with self._counting:

@@ -13,13 +13,17 @@ from datetime import tzinfo
 from typing import Any
 
 from mmpipe.errors import ConfigError, StoreError
-from mmpipe.home import configure_pixeltable, pixeltable_home
+from mmpipe.home import DATABASE_VARIABLE, configure_pixeltable, has_own_database, pixeltable_home
+from mmpipe.store.folders import check_folders
 
 # Every private name of Pixeltable that mmpipe uses, as module:attribute path.
 INTERNALS = (
     'pixeltable.env:Env.get',
     'pixeltable.env:Env.db_url',
     'pixeltable.env:Env.default_time_zone',
+    'pixeltable.env:Env.engine',
+    'pixeltable.env:Env.is_local',
+    'pixeltable.env:Env.media_dir',
     'pixeltable.runtime:get_runtime',
     'pixeltable.catalog.catalog:Catalog.begin_xact',
     'pixeltable.catalog.catalog:Catalog.get_table_by_id',
@@ -63,6 +67,7 @@ INTERNALS = (
 )
 
 _lock = threading.Lock()
+_checked: list[Any] = []  # Pixeltable's environments whose folders are the ones that their database refers to
 
 
 @functools.cache
@@ -93,7 +98,8 @@ def start() -> Any:
         The `pixeltable` module.
 
     Raises:
-        ConfigError: the home cannot work (see `mmpipe.home.configure_pixeltable`), or Pixeltable runs on another one.
+        ConfigError: the home cannot work (see `mmpipe.home.configure_pixeltable`), Pixeltable runs on another one, or
+            a shared database refers to folders that are not the ones here (see `mmpipe.store.folders`).
         StoreError: a Pixeltable whose internals differ, or a Postgres that does not start.
     """
     with _lock:
@@ -109,11 +115,22 @@ def start() -> Any:
         from pixeltable.env import Env
 
         try:
-            Env.get()
+            env = Env.get()
+            if env not in _checked and not env.is_local:
+                check_folders(env.engine, env.media_dir)
+                _checked.append(env)
+        except ConfigError:
+            raise
         except Exception as error:
+            said = f'{type(error).__name__}: {" ".join(str(error).split("(Background")[0].split())}'
+            if has_own_database():
+                raise StoreError(
+                    f'Pixeltable did not start ({said}). Check that its home is writable and on a local disk, or set '
+                    f'{DATABASE_VARIABLE}.'
+                ) from error
             raise StoreError(
-                f'Pixeltable did not start ({type(error).__name__}: {error}). '
-                f'Check that its home is writable and on a local disk, or set PIXELTABLE_DB_CONNECT_STR.'
+                f'the database that {DATABASE_VARIABLE} names cannot be used ({said}). Check that Postgres runs there, '
+                f'that it has this database, and that its user may make tables in it.'
             ) from error
         return pxt
 

@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import sqlalchemy as sql
 
-from mmpipe.errors import BusyError
+from mmpipe.errors import BusyError, StoreError
 from mmpipe.store.engine import start
+
+_mine = threading.local()  # locks that this thread holds: name and connection
+
+
+def check_locks() -> None:
+    """Whether this thread still has the locks that it took; to be asked right before something is committed.
+
+    A lock is gone when the connection that holds it breaks, as by a restart of Postgres, while other connections are
+    made anew and would let the work go on beside another writer's.
+
+    Raises:
+        StoreError: one is gone.
+    """
+    for name, connection in getattr(_mine, 'held', ()):
+        try:
+            connection.execute(sql.select(1))
+        except sql.exc.DBAPIError as error:
+            raise StoreError(
+                f"the lock on '{name}' is gone, since its connection to Postgres broke, as by a restart; another "
+                f'process may be writing now. What was committed before stays: run the same again.'
+            ) from error
 
 
 @contextmanager
@@ -38,6 +60,10 @@ def writer_lock(name: str, *, wait_s: float = 60.0) -> Iterator[None]:
                         f"another process has been writing '{name}' for over {wait_s:.0f} s. Wait for it, or stop it."
                     )
                 time.sleep(0.1)
-            yield
+            _mine.held = [*getattr(_mine, 'held', ()), (name, connection)]
+            try:
+                yield
+            finally:
+                _mine.held = [each for each in _mine.held if each[1] is not connection]
     finally:
         engine.dispose()  # closing the connection releases the lock

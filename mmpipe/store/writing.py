@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from mmpipe.store.lock import check_locks
+
 
 @dataclass
 class Writing:
@@ -29,6 +31,9 @@ def writing(table: Any) -> Iterator[Writing]:
 
     Args:
         table: a table, or a view of one.
+
+    Raises:
+        StoreError: a lock that this thread took is gone; nothing is committed.
     """
     from pixeltable.runtime import get_runtime
 
@@ -38,6 +43,7 @@ def writing(table: Any) -> Iterator[Writing]:
         top = path.get_tbl_versions()[0]
         before, first = _versions(top), path.get_tbl_versions()[-1].get().next_row_id
         yield done
+        check_locks()
         after = _versions(top)
         done.inserted = range(first, path.get_tbl_versions()[-1].get().next_row_id)
         done.versions = {

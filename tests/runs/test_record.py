@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from pathlib import Path
 
 import pytest
 
@@ -111,3 +112,12 @@ def test_old_checkpoints_and_half_written_ones_are_dropped(tmp_path):
     assert run.checkpoint().name == '00000010'
     drop_checkpoints(run, newest=1)
     assert [entry.name for entry in (run.path / 'checkpoints').iterdir()] == ['00000010']
+
+
+@pytest.mark.parametrize('runs', ['s3://bucket/runs', Path('s3://bucket/runs')])
+def test_a_url_for_runs_is_refused_and_nothing_is_made(tmp_path, monkeypatch, runs):
+    monkeypatch.chdir(tmp_path)
+    for call in (lambda: create_run('shop', RECORD, runs=runs), lambda: open_run('shop', runs=runs)):
+        with pytest.raises(ConfigError, match=r"runs='s3:/.*bucket/runs': a run is a folder"):
+            call()
+    assert list(tmp_path.iterdir()) == []

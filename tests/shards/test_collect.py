@@ -224,3 +224,20 @@ def test_the_gc_command_keeps_what_runs_of_the_project_name(tmp_path, monkeypatc
     assert gc()['kept'] == [ids[3], ids[0]]
     app(['gc', 'collected'], standalone_mode=False)
     assert 'removed 0 files, 0.0 MB, and with them 0 snapshots; 2 kept' in capsys.readouterr().out
+
+
+def test_a_snapshot_that_a_trial_of_a_study_was_trained_on_stays(tmp_path):
+    root, runs = tmp_path / 'shards', tmp_path / 'runs'
+    tried, forgotten, latest = (write(root, [number]) for number in range(3))
+    (runs / 'study').mkdir(parents=True)
+    (runs / 'study' / 'journal.log').touch()
+    trial = runs / 'study' / 'trials' / '0003'
+    run = create_run('shop', {'snapshot': {'id': tried.id, 'root': str(root)}}, runs=trial)
+    age(root)
+    done = collect(root, runs=runs)
+    assert set(done.kept) == {latest.id, tried.id}
+    assert done.removed == (forgotten.id,)
+    open_snapshot(root, tried.id).verify()
+    (run.path / 'run.json').write_text('{')  # nobody can tell what it names
+    with pytest.raises(RunError):
+        collect(root, runs=runs)

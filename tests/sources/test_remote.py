@@ -37,6 +37,39 @@ def read(source, **media_columns):
     return list(source.records(key=['key'], media=media_columns or {'photo': 'image'}))
 
 
+def test_an_object_that_cannot_be_had_is_one_bad_row_and_a_store_that_is_gone_ends_it(bucket, monkeypatch):
+    """A file system that fails, as fsspec tells it; tests/stores lets a real server go away."""
+    for name in 'abc':
+        bucket(f'{name}.jpg', name)
+    source = mm.sources.files(f'{bucket.url}/*.jpg')
+    system = source.store._system(bucket.url)
+    real_open, real_ls = system.open, system.ls
+
+    def fail(path, *args, **kwargs):
+        if path.endswith('b.jpg'):
+            raise ConnectionError('reset by peer')
+        return real_open(path, *args, **kwargs)
+
+    monkeypatch.setattr(system, 'open', fail)
+    found = read(source)
+    assert [isinstance(each, Bad) for each in found] == [False, True, False]
+    assert 'cannot be downloaded (ConnectionError: reset by peer)' in found[1].reason
+
+    def gone(path, *args, **kwargs):
+        if kwargs.get('refresh'):
+            raise ConnectionError('refused')
+        return real_ls(path, *args, **kwargs)
+
+    monkeypatch.setattr(system, 'ls', gone)
+    with pytest.raises(
+        SourceError, match=r"b.jpg' .*its store does not answer \(ConnectionError: refused\).*same again"
+    ) as said:
+        read(source)
+    assert type(said.value) is SourceError  # a BadInputError would become a row
+    monkeypatch.undo()
+    assert [text(record) for record in read(source)] == ['a', 'b', 'c']
+
+
 def text(record, column='photo'):
     return record.media[column].read_text()
 

@@ -6,9 +6,12 @@ import subprocess
 import sys
 
 import pytest
+import sqlalchemy as sql
+from pixeltable.env import Env
+from schemas import numbers
 
-from mmpipe.errors import BusyError
-from mmpipe.store import writer_lock
+from mmpipe.errors import BusyError, StoreError
+from mmpipe.store import replace_rows, table_of, writer_lock
 
 HOLDER = """
 import sys
@@ -46,3 +49,24 @@ def test_an_error_in_the_block_frees_the_lock(pixeltable_home):
         raise ZeroDivisionError
     with writer_lock('x', wait_s=0):
         pass
+
+
+def test_nothing_is_committed_once_the_lock_is_lost(directory):
+    """As when Postgres was restarted: Pixeltable connects anew, and would write beside whoever has the lock now."""
+    table = table_of(numbers(directory).Numbers)
+
+    def write():
+        with writer_lock('table:shop/items', wait_s=0):
+            replace_rows(table, [{'key': 'a', 'x': 1}], [])
+            engine = sql.create_engine(Env.get().db_url, isolation_level='AUTOCOMMIT')
+            with engine.connect() as connection:
+                query = "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and granted"
+                assert connection.execute(sql.text(query)).all() == [(True,)]
+            engine.dispose()
+            replace_rows(table, [{'key': 'b', 'x': 2}], [])
+
+    with pytest.raises(StoreError, match=r"lock on 'table:shop/items' is gone.*run the same again"):
+        write()
+    assert [row['key'] for row in table.select(table.key).collect()] == ['a']
+    with writer_lock('table:shop/items', wait_s=0):
+        replace_rows(table, [{'key': 'b', 'x': 2}], [])

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import textwrap
 from pathlib import Path
 
 import pytest
 import tuned_shop
+from postgres_server import postgres_server
 from shop_snapshot import write_shop
 
 import mmpipe as mm
@@ -27,48 +25,11 @@ STATE = optuna.trial.TrialState
 DEADLINE_S = 180
 
 
-def binaries():
-    """Folder of Debian's Postgres, of any version, or of one in the path."""
-    found = sorted(Path('/usr/lib/postgresql').glob('*/bin/initdb'), key=lambda path: int(path.parts[-3]))
-    named = shutil.which('initdb')
-    return found[-1].parent if found else Path(named).parent if named else None
-
-
 @pytest.fixture(scope='module')
 def postgres():
     """URL of an empty database on a server of its own, stopped at the end."""
-    programs = binaries()
-    if programs is None:
-        pytest.skip('no Postgres server is installed (Debian: postgresql)')
-    as_user: list[str] = []
-    if os.getuid() == 0:  # which Postgres refuses to run as
-        if shutil.which('runuser') is None or subprocess.run(['id', 'postgres'], capture_output=True).returncode:
-            pytest.skip('a Postgres server does not run as root, and there is no user postgres or no runuser')
-        as_user = ['runuser', '-u', 'postgres', '--']
-    # Not pytest's tmp_path, whose parent is closed to other users.
-    with tempfile.TemporaryDirectory(prefix='mmpipe-postgres-') as folder:
-        data = Path(folder) / 'data'
-        data.mkdir(mode=0o700)
-        os.chmod(folder, 0o755)
-        if as_user:
-            shutil.chown(data, 'postgres')
-        with socket.socket() as free:
-            free.bind(('127.0.0.1', 0))
-            port = free.getsockname()[1]
-
-        def program(name, *arguments):
-            return subprocess.run(
-                [*as_user, str(programs / name), '-D', str(data), *arguments], check=True, timeout=DEADLINE_S,
-                stdout=subprocess.DEVNULL, cwd='/',
-            )  # fmt: skip
-
-        program('initdb', '-U', 'mmpipe', '--auth=trust', '--no-sync')
-        options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories='' -c fsync=off"
-        program('pg_ctl', '-w', '-l', str(data / 'log'), '-o', options, 'start')
-        try:
-            yield f'postgresql://mmpipe@127.0.0.1:{port}/postgres'
-        finally:
-            program('pg_ctl', '-w', '-m', 'immediate', 'stop')
+    with postgres_server() as server:
+        yield server.url()
 
 
 MACHINE = """
