@@ -218,7 +218,7 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter('ignore')  # GPSampler is called experimental
     logging.getLogger('mmpipe').setLevel(logging.ERROR)  # failed trials are counted
-    seeds, trials = (2, 12) if bench.quick else (bench.repeats or SEEDS, TRIALS)
+    seeds, trials = (1, 12) if bench.quick else (bench.repeats or SEEDS, TRIALS)
     bench.notes = {
         'seeds': seeds,
         'trials': trials,

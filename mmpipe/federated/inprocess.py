@@ -156,9 +156,9 @@ def in_process_grid(
             self._looks += 1
             if self._looks > LOOKS:
                 raise ConfigError(
-                    f'The strategy waits for more than the {how_many(len(found), "node")} here, and no other will come. '
-                    f'Give it min_available_nodes={len(found)} and as many min_train_nodes and min_evaluate_nodes at '
-                    f'most, or simulate more roots.'
+                    f'The strategy waits for more than the {how_many(len(found), "node")} here, and no other will '
+                    f'come. Simulate more roots, or give it min_available_nodes={len(found)}, and min_train_nodes and '
+                    f'min_evaluate_nodes that are not more.'
                 )
             return found
 

@@ -16,7 +16,7 @@ from flower_processes import deployment, make_certificates
 import mmpipe as mm
 
 KILLS = Path(__file__).parents[2] / 'benchmarks' / 'federated_kills.py'
-TIMEOUT_S = '40'  # where tests share the cores with others
+TIMEOUT_S = '45'  # where tests share the cores with others
 CODE = """
 import sys
 sys.path.insert(0, {support!r})

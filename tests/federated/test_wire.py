@@ -15,8 +15,6 @@ from shop_snapshot import FIELDS, shop_block
 import mmpipe as mm
 from mmpipe.shards import write_snapshot
 
-pytest.importorskip('flwr')
-
 CODE = """
 import sys
 sys.path.insert(0, {support!r})
