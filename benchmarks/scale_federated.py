@@ -9,13 +9,13 @@ round. The round has no evaluation, as the trainings have none.
 `federated_round_s`    seconds of a round of four clients, one after another
 `federated_local_s`    seconds of their trainings by hand
 `federated_own_s`      seconds of a round in which no client is in `Trainer.fit`: what Flower, messages, opening
-                       snapshots and the server's record take. It does not depend on how long clients train, so for
-                       shorter trainings it can be divided by theirs.
+                       snapshots and the server's record take. It goes with the size of the model and not with how
+                       long clients train, so for shorter trainings it can be divided by theirs.
 `federated_kills_ok`   kills, of 20 in a federation of real processes over TLS, whose rounds came to what they should;
                        0 if the federation did not finish. See `federated_kills.py`.
-`federated_kills_longest_round_s`  seconds of the longest of these rounds; a round waits 20 s for answers
+`federated_kills_longest_round_s`  seconds of the longest of these rounds; a round waits 25 s for answers
 
-The whole takes some 16 minutes on two cores, nine of them for the kills.
+The whole takes some 17 minutes on two cores, ten of them for the kills.
 """
 
 from __future__ import annotations

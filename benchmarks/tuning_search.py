@@ -58,7 +58,7 @@ SPACE = {
     'schedule': Choice('constant', 'cosine'),
     'width': Int(8, 256, log=True),  # arguments of `fit`
     'dropout': Float(0.0, 0.6),
-    'batch': Choice(16, 32, 64, 128),
+    'batch': Choice(32, 64, 128),
 }
 SEEDS, TRIALS = 5, 40
 

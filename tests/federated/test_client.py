@@ -11,6 +11,7 @@ from federation import ROUNDS, batches, build, build_plain, client, server
 import mmpipe as mm
 from mmpipe.errors import ConfigError
 from mmpipe.federated.client import _mixed
+from mmpipe.models.encoders.pretrained import do_weights_follow
 from mmpipe.models.rebuild import run_weights
 from mmpipe.runs import list_runs, update_run
 from mmpipe.runs.lock import training
@@ -71,6 +72,19 @@ def test_weights_of_a_run_that_is_still_trained_are_not_dropped(roots, tmp_path)
         round_of(1)
     runs = [mm.open_run(folder) for folder in list_runs('client', runs=tmp_path)]
     assert [each.newest_checkpoint() is not None for each in runs] == [True, False, True]
+
+
+def test_of_the_models_that_a_round_makes_only_the_trained_one_reads_pretrained_weights(roots, tmp_path):
+    skips = []
+
+    def factory():
+        skips.append(do_weights_follow())
+        return build_plain()
+
+    alone = strategies.FedAvg(min_train_nodes=1, min_available_nodes=1, fraction_evaluate=0.0)
+    app = client(tmp_path, factory)
+    mm.federated.simulate(server(tmp_path, alone, rounds=1), app, roots[:1])
+    assert skips == [True, False]  # one for names and shapes
 
 
 def test_every_round_has_an_order_of_its_own(roots):
