@@ -164,7 +164,8 @@ def killed_clients(folder: Path, count: int, seed: int, *, timeout: float = TIME
                 nodes[victim] = flower.node(victim, roots[victim])
                 away[victim] = 0.0
             kinds.append('training' if apps else 'node')
-        until((folder / 'rounds' / f'{rounds}-end.npz').is_file, flower)
+        for what in ('begin', 'end'):
+            until((folder / 'rounds' / f'{rounds}-{what}.npz').is_file, flower)
         record = folder / 'runs' / 'federated' / '0001'
         until(lambda: open_run(record).status != 'running', flower)
         status = flower.wait(run, seconds=PATIENCE_S)
