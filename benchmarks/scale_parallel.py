@@ -194,9 +194,8 @@ def _apart(found: list[list[float]], wanted: list[list[float]]) -> float:
 def _norm(one: dict[str, np.ndarray], other: dict[str, np.ndarray] | None = None) -> float:
     """Of a gradient, or of what two differ by."""
     assert other is None or one.keys() == other.keys(), sorted(set(one) ^ set(other))
-    return float(
-        np.sqrt(sum(np.square((one[n] - (0 if other is None else other[n])).astype(float)).sum() for n in one))
-    )
+    apart = [one[name] - (0 if other is None else other[name]) for name in one]
+    return float(np.sqrt(sum(np.square(each.astype(float)).sum() for each in apart)))
 
 
 def _worst(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:

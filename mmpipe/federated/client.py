@@ -30,9 +30,10 @@ from mmpipe.federated.exchange import (
     to_metrics,
 )
 from mmpipe.federated.proximal import Proximal
+from mmpipe.models.encoders import weights_follow
 from mmpipe.models.rebuild import run_weights
 from mmpipe.models.weights_file import put_weights
-from mmpipe.runs import Run, update_run
+from mmpipe.runs import Run, open_run, update_run
 from mmpipe.shards import Snapshot, open_snapshot
 from mmpipe.train.build import built
 from mmpipe.train.evaluate import evaluate
@@ -78,7 +79,8 @@ class Client:
         # Every round another order, other crops and other dropout; the same again for the same round.
         loader = self._loader(context, self.train_split)
         loader = loader.fresh(seed=_mixed(loader.batches.seed, turn))
-        model = self._model(loader)
+        with weights_follow():  # for names, shapes and dtypes; `fit` makes the one that is trained
+            model = self._model(loader)
         names = shared_names(model, self.buffers)
         weights = self._start(model, message, context, names)
         run = self._trainer(config, turn).fit(
@@ -192,7 +194,7 @@ def client_app(
             the last one's (Li et al. 2021, FedBN); or 'shared', which declares that they are sent and averaged, too.
         mods: Flower's, such as `mmpipe.federated.local_dp`'s; of training alone.
         name: of the runs.
-        keep_runs: so many of the newest runs keep their checkpoints.
+        keep_runs: so many of the newest runs of each client (of each root) keep their checkpoints.
 
     Returns:
         Flower's own, to put into an app's `pyproject.toml`, or into `mm.federated.simulate`.
@@ -257,7 +259,14 @@ def _mixed(seed: int, turn: int) -> int:
 
 
 def _drop_old(run: Run, keep: int) -> None:
-    """Weights of rounds before the last ones; their records and metrics stay."""
-    numbers = sorted(int(entry.name) for entry in run.path.parent.iterdir() if entry.name.isdecimal())
-    for number in numbers[:-keep]:
-        shutil.rmtree(run.path.parent / f'{number:04d}' / 'checkpoints', ignore_errors=True)
+    """Weights of this client's rounds before the last ones; their records and metrics stay.
+
+    Clients of one machine may share a folder of runs; what they train on tells them apart.
+    """
+    numbers = sorted(int(each.name) for each in run.path.parent.iterdir() if each.name.isdecimal())
+    folders = (run.path.parent / f'{number:04d}' for number in numbers)
+    held = [open_run(each) for each in folders if (each / 'checkpoints').is_dir()]
+    own = [each for each in held if each.record.get('snapshot', {}).get('root') == run.snapshot['root']]
+    for each in own[:-keep]:
+        if each.status != 'running':
+            shutil.rmtree(each.path / 'checkpoints', ignore_errors=True)

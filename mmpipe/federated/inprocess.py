@@ -18,6 +18,7 @@ from mmpipe.federated.engine import check_flower
 from mmpipe.federated.exchange import refusal
 from mmpipe.federated.server import RUN
 from mmpipe.runs import Run, open_run
+from mmpipe.wording import how_many
 
 if TYPE_CHECKING:
     from flwr.app import Message
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from flwr.serverapp import Grid, ServerApp
 
 Listener = Callable[['Message'], None]
+LOOKS = 10
+"""So often may nodes be counted with nothing sent in between. Flower waits for more of them, and here none can come."""
 
 
 def simulate(
@@ -48,7 +51,8 @@ def simulate(
         The server's run.
 
     Raises:
-        ConfigError: apps and roots that do not go together, or another version of Flower than this is written for.
+        ConfigError: apps and roots that do not go together, a strategy that waits for more clients than there are, or
+            another version of Flower than this is written for.
         MissingExtraError: Flower is not installed.
         TrainError: no training of clients arrived in any round.
 
@@ -133,6 +137,7 @@ def in_process_grid(
             }
             self._replies: dict[str, Message] = {}
             self._sent = 0
+            self._looks = 0
 
         def set_run(self, run: FlowerRun) -> None:
             """There is one run here."""
@@ -147,10 +152,19 @@ def in_process_grid(
             return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
 
         def get_node_ids(self) -> Iterable[int]:
-            return [node for node in self._apps if node not in self.away]
+            found = [node for node in self._apps if node not in self.away]
+            self._looks += 1
+            if self._looks > LOOKS:
+                raise ConfigError(
+                    f'The strategy waits for more than the {how_many(len(found), "node")} here, and no other will '
+                    f'come. Simulate more roots, or give it min_available_nodes={len(found)}, and min_train_nodes and '
+                    f'min_evaluate_nodes that are not more.'
+                )
+            return found
 
         def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
             ids = []
+            self._looks = 0
             for message in messages:
                 self._sent += 1
                 ids.append(str(self._sent))

@@ -5,6 +5,7 @@ An encoder says by a method `pipeline_plan(stages)` how to cut it; an `nn.Sequen
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ def spans(layers: int, stages: int) -> list[slice]:
     if layers < stages:
         raise ConfigError(f'{layers} layers cannot be cut into {stages} stages: pass a smaller Parallel(pp=...).')
     ends = [(layers * stage + stages - 1) // stages for stage in range(stages + 1)]
-    return [slice(start, end) for start, end in zip(ends[:-1], ends[1:], strict=True)]
+    return [slice(start, end) for start, end in itertools.pairwise(ends)]
 
 
 def can_be_cut(encoder: nn.Module) -> bool:

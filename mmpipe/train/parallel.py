@@ -38,9 +38,9 @@ class Parallel:
         dp_shard: parts of parameters, gradients and optimizer state; each process sees other rows and gathers the
             parameters of a layer while it needs them.
         tp: parts of the layers that the model's `tensor_plan()` names; these processes see the same rows.
-        sharding: who makes the parts of `dp_shard`: 'fsdp' (torch's `fully_shard`); 'zero1', 'zero2' or 'zero3' (DeepSpeed:
-            optimizer state in parts; gradients too; parameters too), which goes with nothing else; or 'yafsdp' (the
-            package YaFSDP, on CUDA).
+        sharding: who makes the parts of `dp_shard`: 'fsdp' (torch's `fully_shard`); 'zero1', 'zero2' or 'zero3'
+            (DeepSpeed: optimizer state in parts; gradients too; parameters too), or 'yafsdp' (the package YaFSDP, on
+            CUDA). These go with nothing else.
         offload: keep parameters, gradients and optimizer state of 'fsdp' in the host's memory, for a CUDA device that
             they do not fit on; the optimizer steps there.
         pp: stages of the largest encoder that says how to cut it (`pipeline_plan()`); micro-batches pass through them,

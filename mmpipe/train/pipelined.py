@@ -76,7 +76,7 @@ class Pipelined(OverRanks):
         names = [name for name, place in places.items() if place == self.stage]
         _let_go(self.model, [name for name, place in places.items() if place != self.stage])
         if self.is_last:
-            self.encoder.forward = self._received  # type: ignore[method-assign]  # called inside of the model
+            self.encoder.forward = self._received  # called inside of the model
         model.held = Held(frozenset(names), self.group, world()[0])  # type: ignore[assignment]
         self._own = {parameter for parameter in model.parameters() if not parameter.is_meta}
         if len(self._own) == sum(1 for _ in model.parameters()):

@@ -34,7 +34,8 @@ def strategy_of(
         balancing: of its losses.
         clip: largest norm of the gradient.
 
-    >>> type(strategy_of(Parallel(), None, device=torch.device('cpu'), precision='fp32', balancing=Balancing())).__name__
+    >>> found = strategy_of(Parallel(), None, device=torch.device('cpu'), precision='fp32', balancing=Balancing())
+    >>> type(found).__name__
     'Replicated'
     """
     if mesh is None:

@@ -375,8 +375,9 @@ class Trainer:
             )
         if self.accumulate < self.parallel.pp:
             raise ConfigError(
-                f'Trainer(accumulate={self.accumulate}) gives {self.parallel} fewer micro-batches in a step than it has '
-                f'stages, so that some would always wait: pass accumulate={4 * self.parallel.pp} (and a smaller batch).'
+                f'Trainer(accumulate={self.accumulate}) gives {self.parallel} fewer micro-batches in a step than it '
+                f'has stages, so that some would always wait: pass accumulate={4 * self.parallel.pp}, and a smaller '
+                f'batch.'
             )
 
     def _check_loaders(self, train: DataLoader, val: DataLoader | None) -> None:

@@ -129,8 +129,8 @@ class Zero(OverRanks):
         """
         if bad:
             raise TrainError(
-                'The loss is not finite, and DeepSpeed has its gradients already, so that this step cannot be left out: '
-                'lower lr, set clip=1.0, or look for extreme values in the inputs; the last checkpoint is good.'
+                'The loss is not finite, and DeepSpeed has its gradients already, so that this step cannot be left '
+                'out: lower lr, set clip=1.0, or look for extreme values in the inputs; the last checkpoint is good.'
             )
         if self.due:
             self.engine.step()

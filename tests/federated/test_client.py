@@ -11,7 +11,10 @@ from federation import ROUNDS, batches, build, build_plain, client, server
 import mmpipe as mm
 from mmpipe.errors import ConfigError
 from mmpipe.federated.client import _mixed
+from mmpipe.models.encoders.pretrained import do_weights_follow
 from mmpipe.models.rebuild import run_weights
+from mmpipe.runs import list_runs, update_run
+from mmpipe.runs.lock import training
 
 strategies = pytest.importorskip('flwr.serverapp.strategy')
 
@@ -44,6 +47,44 @@ def test_a_round_is_a_run_of_the_client_and_only_the_last_ones_keep_weights(root
     assert [run.record['federated']['round'] for run in runs] == [1, 2, 3]
     assert [run.snapshot['root'] for run in runs] == [roots[0]] * 3
     assert [run.newest_checkpoint() is not None for run in runs] == [False, False, True]
+
+
+def test_clients_that_share_a_folder_of_runs_drop_only_weights_of_their_own(roots, tmp_path):
+    run = mm.federated.simulate(
+        server(tmp_path, strategies.FedAvg(), rounds=3), client(tmp_path, keep_runs=2), roots[:3]
+    )
+    assert run.status == 'finished'
+    runs = [mm.open_run(folder) for folder in list_runs('client', runs=tmp_path)]
+    kept = [(each.snapshot['root'], each.record['federated']['round']) for each in runs if each.newest_checkpoint()]
+    assert sorted(kept) == sorted((root, turn) for root in roots[:3] for turn in (2, 3))
+
+
+def test_weights_of_a_run_that_is_still_trained_are_not_dropped(roots, tmp_path):
+    def round_of(keep_runs):
+        alone = strategies.FedAvg(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
+        app = client(tmp_path, keep_runs=keep_runs)
+        mm.federated.simulate(server(tmp_path, alone, rounds=1), app, roots[:1])
+
+    round_of(9)
+    round_of(9)
+    first = update_run(mm.open_run(tmp_path / 'client' / '0001'), status='running')
+    with training(first):
+        round_of(1)
+    runs = [mm.open_run(folder) for folder in list_runs('client', runs=tmp_path)]
+    assert [each.newest_checkpoint() is not None for each in runs] == [True, False, True]
+
+
+def test_of_the_models_that_a_round_makes_only_the_trained_one_reads_pretrained_weights(roots, tmp_path):
+    skips = []
+
+    def factory():
+        skips.append(do_weights_follow())
+        return build_plain()
+
+    alone = strategies.FedAvg(min_train_nodes=1, min_available_nodes=1, fraction_evaluate=0.0)
+    app = client(tmp_path, factory)
+    mm.federated.simulate(server(tmp_path, alone, rounds=1), app, roots[:1])
+    assert skips == [True, False]  # one for names and shapes
 
 
 def test_every_round_has_an_order_of_its_own(roots):

@@ -124,6 +124,12 @@ def test_what_cannot_work_is_refused_when_the_app_is_made(tmp_path):
         server(tmp_path, strategies.FedAvg(), rounds=0)
 
 
+def test_a_strategy_that_waits_for_more_clients_than_there_are_is_an_error(roots, tmp_path):
+    with pytest.raises(ConfigError, match=r'more than the 1 node here.* min_available_nodes=1'):
+        mm.federated.simulate(server(tmp_path, strategies.FedAvg()), client(tmp_path), roots[:1])
+    assert mm.open_run(tmp_path / 'federated' / '0001').status == 'failed'
+
+
 def test_another_version_of_flower_is_refused_where_private_names_are_used(roots, tmp_path, monkeypatch):
     from mmpipe.federated import engine
 

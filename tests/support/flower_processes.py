@@ -1,4 +1,5 @@
-"""A SuperLink and SuperNodes as processes of their own, over TLS on loopback, with certificates made for the test."""
+"""A SuperLink and SuperNodes as processes of their own on loopback, over TLS with certificates made for the test, or
+without, for a relay that writes down what they say."""
 
 from __future__ import annotations
 
@@ -43,10 +44,12 @@ class Deployment:
     Args:
         folder: for certificates, configuration and logs.
         code: of the module with `client` and `server`.
+        secure: whether they speak TLS.
     """
 
-    def __init__(self, folder: Path, code: str) -> None:
+    def __init__(self, folder: Path, code: str, *, secure: bool = True) -> None:
         self.folder = folder
+        self.secure = secure
         self.app = folder / 'app'
         self.app.mkdir(parents=True)
         (self.app / 'pyproject.toml').write_text(APP)
@@ -57,7 +60,7 @@ class Deployment:
         home.mkdir()
         (home / 'config.toml').write_text(
             f'[superlink]\ndefault = "test"\n\n[superlink.test]\naddress = "127.0.0.1:{self.ports[0]}"\n'
-            f'root-certificates = "{self.authority}"\n'
+            + (f'root-certificates = "{self.authority}"\n' if secure else 'insecure = true\n')
         )
         self.environment = {
             **os.environ,
@@ -72,18 +75,27 @@ class Deployment:
 
     def link(self) -> subprocess.Popen[bytes]:
         """Start the SuperLink."""
+        files = '--ssl-certfile', self.certificate, '--ssl-keyfile', self.key, '--ssl-ca-certfile', self.authority
         return self._start(
-            'link', 'flower-superlink', '--ssl-certfile', self.certificate, '--ssl-keyfile', self.key,
-            '--ssl-ca-certfile', self.authority, '--port', str(self.ports[0]),
+            'link', 'flower-superlink', *(files if self.secure else ['--insecure']), '--port', str(self.ports[0]),
             '--disable-runtime-dependency-installation',
         )  # fmt: skip
 
-    def node(self, number: int, root: Path | str, *, authority: Path | None = None) -> subprocess.Popen[bytes]:
-        """Start a SuperNode over a snapshot root."""
+    def node(
+        self, number: int, root: Path | str, *, authority: Path | None = None, through: int | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start a SuperNode over a snapshot root.
+
+        Args:
+            number: of its log.
+            root: that it is told.
+            authority: whose certificate it trusts; the deployment's when None.
+            through: port of a relay to the SuperLink.
+        """
+        trust = ['--root-certificates', authority or self.authority] if self.secure else ['--insecure']
         return self._start(
-            f'node-{number}', 'flower-supernode', '--superlink', f'127.0.0.1:{self.ports[0]}',
-            '--root-certificates', authority or self.authority, '--node-config', f'root="{root}"',
-            '--port', str(free_ports(1)[0]),
+            f'node-{number}', 'flower-supernode', '--superlink', f'127.0.0.1:{through or self.ports[0]}', *trust,
+            '--node-config', f'root="{root}"', '--port', str(free_ports(1)[0]),
         )  # fmt: skip
 
     def submit(self) -> int:
@@ -110,7 +122,7 @@ class Deployment:
         deadline = time.monotonic() + seconds
         while not (status := self.status(run)).startswith('finished'):
             assert time.monotonic() < deadline, f'{status} after {seconds} s\n{self.log("link")}'
-            time.sleep(0.5)
+            time.sleep(2)  # asking takes a second of a core
         return status
 
     def log(self, name: str) -> str:
@@ -146,9 +158,9 @@ class Deployment:
 
 
 @contextlib.contextmanager
-def deployment(folder: Path, code: str) -> Iterator[Deployment]:
+def deployment(folder: Path, code: str, *, secure: bool = True) -> Iterator[Deployment]:
     """A SuperLink and whatever SuperNodes are added to it."""
-    found = Deployment(folder, code)
+    found = Deployment(folder, code, secure=secure)
     try:
         found.link()
         yield found

@@ -222,5 +222,5 @@ def test_ways_of_spreading_that_do_not_go_together_are_refused(options, message)
 
 
 def test_offloading_is_refused_where_there_is_no_cuda_device():
-    with pytest.raises(ConfigError, match='offload is for CUDA devices, and this training is on .cpu.'):
+    with pytest.raises(ConfigError, match=r"offload is for CUDA devices, and this training is on 'cpu'"):
         check_installed(mm.Parallel(dp_shard=2, offload=True), torch.device('cpu'))
