@@ -165,8 +165,9 @@ class TimmEncoder(nn.Module):
             tokens = backbone.patch_drop(backbone._pos_embed(backbone.patch_embed(normalised(self, images))))
             return backbone.norm_pre(tokens)
 
-        calls: list[list[Callable[..., Any]]] = [[*backbone.blocks[s]] for s in spans(len(backbone.blocks), stages)]
-        uses: list[list[nn.Module]] = [[*row] for row in calls]  # type: ignore[misc]
+        rows = [backbone.blocks[span] for span in spans(len(backbone.blocks), stages)]
+        calls: list[list[Callable[..., Any]]] = [list(row) for row in rows]
+        uses: list[list[nn.Module]] = [list(row) for row in rows]
         calls[0].insert(0, start)
         calls[-1] += [backbone.norm, backbone.forward_head]
         after = [getattr(backbone, name, None) for name in AFTER_BLOCKS]
