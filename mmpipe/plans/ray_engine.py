@@ -76,6 +76,9 @@ class RayColumn:
         left: cells that were left to this process.
         workers: processes that computed them.
         why: why cells were left, or the whole column; '' where none were.
+
+    >>> print(RayColumn(column='shop/items.vector', cells=90, left=1, workers=2, why='their function raised'))
+    shop/items.vector: 90 cells on Ray by 2 workers, 1 left to this process (their function raised)
     """
 
     column: str

@@ -173,7 +173,7 @@ class Stream:
             for job, cells, per_page in self.jobs:
                 if job.call.nested:
                     self._wait(1)
-                while not job.stopped and (page := list(itertools.islice(cells, per_page))):
+                while not (job.stopped or self._error) and (page := list(itertools.islice(cells, per_page))):
                     self._wait(IN_FLIGHT * actors + 2)
                     if self._error:
                         break

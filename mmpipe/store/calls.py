@@ -14,6 +14,7 @@ from mmpipe.store.rows import rowid_expressions, rowids_of, select_rows
 from mmpipe.store.tables import path_of
 
 ROWS = 1024  # base rows per question for row ids
+PARTS = 8  # that rows are cut into when one of them raises
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,9 +127,10 @@ def arguments_of(table: Any, call: Call, rowids: Sequence[Rowid]) -> Iterator[di
         if len(rowids) == 1:
             yield None
             return
-        half = len(rowids) // 2
-        yield from arguments_of(table, call, rowids[:half])
-        yield from arguments_of(table, call, rowids[half:])
+        # A row that raises is asked again with each part that holds it, and so is its function: so few large steps.
+        size = -(-len(rowids) // PARTS)
+        for at in range(0, len(rowids), size):
+            yield from arguments_of(table, call, rowids[at : at + size])
         return
     for values in read.values():
         named = {**call.constants, **{name: values[f'a_{name}'] for name in call.expressions}}

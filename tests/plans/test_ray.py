@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -288,3 +289,28 @@ def test_arguments_of_stale_columns_are_computed_instead_of_read(directory, call
     assert (str(read.expressions['weight']), str(made.expressions['weight'])) == ('weight', 'weight(x)')
     assert made.constants == {'by': 1}
     assert made.path == 'ray_functions.heavier'
+
+
+def test_a_worker_opens_no_database(tmp_path):
+    code = """
+        import pixeltable
+        from mmpipe.plans.ray_worker import _imported
+        keys = _imported('ray_functions.weight', 'home', [])
+        print(len(keys.print({}, [])))
+        try:
+            pixeltable.list_tables()
+        except RuntimeError as error:
+            print(error)
+    """
+    environment = {name: value for name, value in os.environ.items() if name != 'PIXELTABLE_HOME'}
+    environment |= {
+        'MMPIPE_HOME': str(tmp_path),
+        'PYTHONPATH': os.pathsep.join([str(SUPPORT), *filter(None, sys.path)]),
+    }
+    done = subprocess.run(
+        [sys.executable, '-c', textwrap.dedent(code)], env=environment, capture_output=True, text=True, check=True
+    )
+    length, said = done.stdout.splitlines()
+    assert length == '32'
+    assert "Pixeltable's database is not for Ray workers" in said
+    assert not list(tmp_path.glob('pixeltable/*'))
