@@ -14,7 +14,7 @@ from mmpipe.shards import open_snapshot
 from mmpipe.shards.manifest import latest_id
 from mmpipe.shards.root import root_of
 from mmpipe.sources import quarantined
-from mmpipe.store import base_of, cell_errors, path_of, tables_in
+from mmpipe.store import base_of, cell_errors, path_of, tables_in, told_plainly
 from mmpipe.wording import how_many
 
 
@@ -86,6 +86,7 @@ class Status:
         return '\n'.join(lines)
 
 
+@told_plainly()
 def status(directory: str, *, root: str | Path | None = None) -> Status:
     """Rows, failed cells and quarantine of each table, the current snapshot, and the runs.
 

@@ -20,6 +20,7 @@ from mmpipe.store import (
     replace_rows,
     start,
     table_of,
+    told_plainly,
     update_rows,
     writer_lock,
 )
@@ -56,6 +57,7 @@ class StratifyReport:
         return line + (f'\n  {self.without_group} rows without a group have no split' if self.without_group else '')
 
 
+@told_plainly()
 def stratify(
     table: Any, *, group: str, by: str, val: float = 0.1, test: float = 0.1, seed: int = 0, column: str = 'split'
 ) -> StratifyReport:

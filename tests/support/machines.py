@@ -86,10 +86,13 @@ class Machine:
         """Start one and wait for it."""
         return self.begin(work, env=env, **arguments).end()
 
-    def together(self, *jobs: tuple[str, dict[str, Any]], env: dict[str, str] | None = None) -> list[Process]:
-        """Start several that wait for each other before they begin."""
+    def together(self, *jobs: tuple[str, dict[str, Any]], env: list[dict[str, str]]) -> list[Process]:
+        """Start several, each with its additions to the environment, that wait for each other before they begin."""
         go = self.home / f'go-{time.time_ns()}'
-        begun = [self.begin(work, env={**(env or {}), TOGETHER: str(go)}, **arguments) for work, arguments in jobs]
+        begun = [
+            self.begin(work, env={**mine, TOGETHER: str(go)}, **arguments)
+            for (work, arguments), mine in zip(jobs, env, strict=True)
+        ]
         wait_until(
             lambda: (
                 len(list(self.home.glob(f'{go.name}.*'))) == len(begun)
@@ -126,7 +129,11 @@ class Shop:
     @property
     def noting(self) -> dict[str, str]:
         """Environment of processes that write down which functions they call, and take a while for each."""
-        return {FILE: str(self.calls), PAUSE: '0.002'}
+        return self.noting_in(self.calls)
+
+    def noting_in(self, file: Path) -> dict[str, str]:
+        """The same, with a file of their own."""
+        return {FILE: str(file), PAUSE: '0.002'}
 
     def upload(self, name: str = 'things.csv', keys: list[str] | None = None) -> str:
         """Put the photos that are not there yet, and a manifest of some rows; returns its URL."""
