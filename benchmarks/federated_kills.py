@@ -157,7 +157,7 @@ def killed_clients(folder: Path, count: int, seed: int, *, timeout: float = TIME
             victim = draw.choice([each for each in range(CLIENTS) if here != [each]])
             alone, busy, moment = draw.random() < 0.5, draw.random() < 0.5, draw.uniform(0, 1)
             if busy and victim in here:
-                until_trains(folder, roots[victim], seconds=timeout / 2)
+                until_trains(folder, roots[victim], seconds=0.8 * timeout)
                 time.sleep(moment * TRAINS_S)
             else:
                 time.sleep(moment * MOMENTS_S)
