@@ -1,8 +1,9 @@
 """A federation of real processes whose clients are killed at random, and what comes of each round.
 
 A SuperLink and three SuperNodes speak over TLS on loopback. In each round but the first and the last one a client is
-killed by SIGKILL at a random moment: its SuperNode with all that it runs, which is then started again, or the process
-that trains alone. What is written down on the server is compared with what is computed from it here:
+killed by SIGKILL at a random moment, half of the times while it trains: its SuperNode with all that it runs, which is
+then started again, or the process that trains alone. What is written down on the server is compared with what is
+computed from it here:
 
 - the mean of the replies that arrived, by their weights, is what the round came to, and what the next one began with;
 - each reply is, to the last bit, what a run of that round on a client's disk holds;
@@ -51,9 +52,9 @@ AWAY_S = 65.0
 """A SuperNode whose training is killed waits for it; Flower gives it up after 60 s without a word."""
 PATIENCE_S = 60.0
 MOMENTS_S = 9.0
-"""Kills come within so many seconds after a round began: while clients start, while they train, when they answer."""
-EPOCHS = 150
-"""A second or two of training, after some six that a process takes to start."""
+"""Half of the kills come within so many seconds after a round began, mostly while clients start."""
+EPOCHS, TRAINS_S = 150, 1.5
+"""The others come within so many seconds after the client began to train, which takes about as long."""
 APP = 'flwr-clientapp'
 Arrays = dict[str, np.ndarray]
 
@@ -136,7 +137,7 @@ def killed_clients(folder: Path, count: int, seed: int, *, timeout: float = TIME
 
     Returns:
         Kills, of which kind they were, and how many of their rounds were right; whether the federation finished as its
-        last round; replies per round, and the longest seconds of a round.
+        last round; runs of clients that ended with a kill; replies per round, and the longest seconds of a round.
     """
     draw = random.Random(seed)
     rounds = count + 2
@@ -148,13 +149,18 @@ def killed_clients(folder: Path, count: int, seed: int, *, timeout: float = TIME
     with deployment(folder / 'flower', code) as flower:
         nodes = [flower.node(number, root) for number, root in enumerate(roots)]
         run = flower.submit()
+        until((folder / 'rounds' / '1-begin.npz').is_file, flower)
         for turn in range(2, rounds):
             until((folder / 'rounds' / f'{turn}-begin.npz').is_file, flower)
-            time.sleep(draw.uniform(0, MOMENTS_S))
             here = [number for number in range(CLIENTS) if away[number] < time.monotonic()]
             # Somebody must be left to answer.
             victim = draw.choice([each for each in range(CLIENTS) if here != [each]])
-            alone = draw.random() < 0.5
+            alone, busy, moment = draw.random() < 0.5, draw.random() < 0.5, draw.uniform(0, 1)
+            if busy and victim in here:
+                until_trains(folder, roots[victim], seconds=0.8 * timeout)
+                time.sleep(moment * TRAINS_S)
+            else:
+                time.sleep(moment * MOMENTS_S)
             apps = processes_of(nodes[victim].pid, APP) if alone else []
             if apps:
                 os.kill(apps[0], signal.SIGKILL)
@@ -186,6 +192,9 @@ def outcome(folder: Path, rounds: int, kinds: list[str], *, completed: bool) -> 
         'finished': completed
         and found.status == 'finished'
         and all(np.array_equal(weights[name], last[name]) for name in last),
+        'killed_while_training': sum(
+            open_run(each).status == 'killed' for each in list_runs('client', runs=folder / 'runs')
+        ),
         'replies': [len(replies(folder, turn)) for turn in range(1, rounds + 1)],
         'longest_round_s': max(seconds(folder, turn) for turn in range(1, rounds + 1)),
     }
@@ -230,6 +239,16 @@ def seconds(folder: Path, turn: int) -> float:
     """How long a round took."""
     began, ended = (folder / 'rounds' / f'{turn}-{what}.npz' for what in ('begin', 'end'))
     return ended.stat().st_mtime - began.stat().st_mtime
+
+
+def until_trains(folder: Path, root: str, *, seconds: float) -> None:
+    """Wait until a client trains, or for so long if it does not come to that."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        newest = [open_run(each) for each in list_runs('client', runs=folder / 'runs')[-CLIENTS:]]
+        if any(run.snapshot['root'] == root and run.status == 'running' for run in newest):
+            return
+        time.sleep(0.1)
 
 
 def processes_of(group: int, command: str) -> list[int]:

@@ -100,4 +100,5 @@ def test_rounds_go_on_without_clients_that_are_killed_and_come_to_the_mean_of_th
 def test_a_federation_finishes_right_through_twenty_kills_of_supernodes_and_of_trainings(tmp_path):
     found = killed(20, 1, tmp_path)
     assert set(found['kinds']) == {'node', 'training'}
+    assert found['killed_while_training'] > 0
     assert found['longest_round_s'] < 60
