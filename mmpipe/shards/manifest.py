@@ -42,7 +42,7 @@ from mmpipe.errors import ShardError
 from mmpipe.shards.field import Field
 from mmpipe.shards.files import put, sha256_of, table_bytes
 from mmpipe.shards.grow import check_files, save_tree
-from mmpipe.shards.leaf import LEAF_BLOCKS, SHARD_LIST, Leaf, Shard
+from mmpipe.shards.leaf import LEAF_BLOCKS, SHARD_LIST, Leaf, Shard, numbers
 from mmpipe.shards.root import Moved, Pointer, Root, root_of
 from mmpipe.shards.tree import Branch, Named, ShardList
 
@@ -309,7 +309,7 @@ def load(root: Root, identity: str | None = None) -> Manifest:
     return Manifest(
         fields=fields,
         shards=shards,
-        dropped=np.stack([dropped['block'].to_numpy(), dropped['row'].to_numpy()], axis=1),
+        dropped=np.stack([numbers(dropped['block']), numbers(dropped['row'])], axis=1),
         source=head['source'],
         splits=head['splits'],
         parent=head['parent'],

@@ -43,7 +43,8 @@ def open_snapshot(
         id: snapshot id; the latest when None.
         verify: 'first use' to compare each shard of a directory with its digest when this process reads something in it
             first: some 0.05 s per 64 MB shard that is in memory, as long as reading it where it is not. Sizes are
-            compared at once in any case, and what is fetched from an object store is always compared.
+            compared in any case, of more than 2,048 shards when each is mapped; and what is fetched from an object
+            store is always compared.
 
     Returns:
         The snapshot; it can be pickled, and maps its files on first use in whichever process that is.
@@ -159,9 +160,12 @@ class Snapshot:
             self._check(shard)
             self._verified.add(shard.path)
         try:
-            return self.place.mapped(shard.path, size=shard.bytes, sha256=shard.sha256)
+            found = self.place.mapped(shard.path, size=shard.bytes, sha256=shard.sha256)
         except FileNotFoundError:
             raise self._damaged(shard, 'is missing') from None
+        if self.indexed and not self.place.remote and found.size() != shard.bytes:  # of few, it was found at once
+            raise self._damaged(shard, f'has not its {shard.bytes} bytes')
+        return found
 
     def _damaged(self, shard: Shard, how: str) -> ShardError:
         return ShardError(

@@ -24,7 +24,7 @@ import pyarrow as pa
 from mmpipe.errors import ShardError
 from mmpipe.shards.files import sha256_of
 from mmpipe.shards.gather import by_group
-from mmpipe.shards.leaf import LEAF_BLOCKS, Leaf, Shard
+from mmpipe.shards.leaf import LEAF_BLOCKS, Leaf, Shard, numbers
 from mmpipe.shards.root import Root
 
 THREADS = 16  # files of an object store that are read at once
@@ -349,7 +349,7 @@ class ShardList(Sequence[Shard]):
         """From the index: `_hash` of the keys of rows, or `_rowid` of the store's names; uint64 `[n]`."""
         out = np.empty(len(rows), dtype=np.uint64)
         for table, where, local in self._index(rows, 'keys' if name == '_hash' else 'rowids'):
-            out[where] = table.column(name).chunk(0).to_numpy()[local]
+            out[where] = numbers(table[name])[local]
         return out
 
     def splits(self, rows: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -359,7 +359,7 @@ class ShardList(Sequence[Shard]):
         for table, where, local in self._index(rows, 'keys'):
             column = table.column('_split').chunk(0)
             codes = np.array([names.setdefault(name, len(names)) for name in column.dictionary.to_pylist()], np.int32)
-            out[where] = codes[column.indices.to_numpy()[local]]
+            out[where] = codes[numbers(column.indices)[local]]
         return out, list(names)
 
     def _index(self, rows: np.ndarray, kind: str) -> Iterator[tuple[pa.Table, Any, np.ndarray]]:
