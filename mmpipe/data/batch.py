@@ -163,7 +163,7 @@ class BatchTask:
         Returns:
             Pieces, which may be done by several threads in any order; and what gives the batch when all are done.
         """
-        made = _Made(len(request.positions), self.rows.keys[request.positions].tolist())
+        made = _Made(len(request.positions), self.rows.keys_at(request.positions).tolist())
         large: list[Callable[[], None]] = []
         small: list[Callable[[], None]] = []
         for name in self.fields:

@@ -238,7 +238,7 @@ class DataLoader:
             while len(given) < depth.now * at_once and (step := next(steps, None)) is not None:
                 if reader is self._processes:
                     fetching.wait(step.positions)  # else the threads do
-                keys = self.rows.keys[step.positions].tolist() if reader is self._processes else None
+                keys = self.rows.keys_at(step.positions).tolist() if reader is self._processes else None
                 reader.submit(Request(step.positions, epoch, step.padded, step.repeats, keys))
                 given.append(step)
 

@@ -118,6 +118,17 @@ class ManyRows:
             out[where] = [f'{self.names[number]}/{key}' for key in found]
         return out
 
+    def keys_at(self, positions: np.ndarray) -> np.ndarray:
+        """Keys of the rows at int64 positions; see `mmpipe.shards.Rows.keys_at`."""
+        if 'keys' in vars(self) or not any(part.snapshot.indexed for part in self.parts.values()):
+            return self.keys[positions]
+        sources, local = self.sources[positions], self.local[positions]
+        out = np.empty(len(positions), dtype=object)
+        for number, where in by_group(sources):
+            found = self._part(number).keys_at(local[where])
+            out[where] = [f'{self.names[number]}/{key}' for key in found]
+        return out
+
     @cached_property
     def hashes(self) -> np.ndarray:
         """64-bit hashes of keys and sources, uint64 `[n]`."""

@@ -27,7 +27,7 @@ from mmpipe.shards.parts import pays
 from mmpipe.shards.transfer import Cancelled, Progress
 
 if TYPE_CHECKING:
-    from mmpipe.shards.manifest import Shard
+    from mmpipe.shards.leaf import Shard
     from mmpipe.shards.reader import Snapshot
 
 THREADS = 8  # one S3 connection gives some 50-100 MB/s

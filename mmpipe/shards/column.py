@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from mmpipe.shards.field import DIGEST_BYTES, Field, content_digest, encode
 from mmpipe.shards.files import NewFile
-from mmpipe.shards.manifest import Shard
+from mmpipe.shards.leaf import Shard
 from mmpipe.shards.root import Root
 
 BATCH_BYTES = 64 << 20  # values gathered in memory before they are written

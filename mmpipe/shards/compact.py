@@ -11,7 +11,7 @@ import pyarrow as pa
 from mmpipe.errors import ShardError
 from mmpipe.shards import files
 from mmpipe.shards.column import pick
-from mmpipe.shards.manifest import Shard
+from mmpipe.shards.leaf import Shard
 from mmpipe.shards.reader import Snapshot, open_snapshot
 from mmpipe.shards.root import Moved, Root, root_of
 from mmpipe.shards.writer import BLOCK_BYTES, commit

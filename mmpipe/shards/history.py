@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mmpipe.shards import manifest as manifests
+from mmpipe.shards.gather import by_group
 from mmpipe.shards.reader import Snapshot
 from mmpipe.shards.root import Root, root_of
+from mmpipe.shards.rows import Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +87,8 @@ def _few(keys: tuple[str, ...]) -> str:
 
 
 def diff(before: Snapshot, after: Snapshot) -> SnapshotDiff:
-    """Compare two snapshots by their stored digests; no value is decoded."""
-    old, new = before.rows(), after.rows()
+    """Compare two snapshots by their stored digests; no value is decoded, and no block is opened that both hold."""
+    old, new = _apart(before, after)
     place = _positions(new.keys, old.keys)
     there = place >= 0
     kept, was = new.take(np.flatnonzero(there)), old.take(place[there])
@@ -107,6 +109,38 @@ def diff(before: Snapshot, after: Snapshot) -> SnapshotDiff:
         fields_removed=tuple(name for name in before.fields if name not in after.fields),
         fields_reformed=tuple(name for name in shared if after.fields[name] != before.fields[name]),
     )
+
+
+def _apart(before: Snapshot, after: Snapshot) -> tuple[Rows, Rows]:
+    """The rows of each that lie in blocks which the other has not; all others are in both, as they are.
+
+    A key lies in one block of a snapshot, so a row that moved lies in such blocks on both sides.
+    """
+    was, now = _masks(before), _masks(after)
+    moved = {block for block in was.keys() | now.keys() if was.get(block) != now.get(block)}
+    one, two = _unshared(before, after, moved), _unshared(after, before, moved)
+    sides = []
+    for snapshot, leaves, masks in ((before, one, was), (after, two, now)):
+        each = (pair for at in leaves for pair in snapshot.shards.leaf(at).signatures())
+        sides.append({block: (signature, masks.get(block)) for block, signature in each})
+    old, new = sides
+    there = set(new.values()), set(old.values())
+    apart = [[block for block, held in side.items() if held not in other]
+             for side, other in zip(sides, there, strict=True)]  # fmt: skip
+    return before.rows_in(np.array(apart[0], dtype=np.int64)), after.rows_in(np.array(apart[1], dtype=np.int64))
+
+
+def _unshared(snapshot: Snapshot, other: Snapshot, moved: set[int]) -> list[int]:
+    """Leaves that the other snapshot has not, or of which it masks other rows."""
+    theirs = {branch.list for branch in other.shards.branches}
+    touched = {snapshot.shards.leaf_of(block) for block in moved}
+    theirs.discard(None)
+    return [at for at, branch in enumerate(snapshot.shards.branches) if branch.list not in theirs or at in touched]
+
+
+def _masks(snapshot: Snapshot) -> dict[int, bytes]:
+    dropped = snapshot.manifest.dropped
+    return {block: np.unique(dropped[where, 1]).tobytes() for block, where in by_group(dropped[:, 0])}
 
 
 def _positions(wanted: np.ndarray, among: np.ndarray) -> np.ndarray:

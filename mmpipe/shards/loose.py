@@ -44,6 +44,10 @@ class LooseRows:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def keys_at(self, positions: np.ndarray) -> np.ndarray:
+        """As `mmpipe.shards.Rows.keys_at`."""
+        return self.keys[positions]
+
     def read(self, name: str, indices: Any = None) -> tuple[Any, np.ndarray]:
         """As `mmpipe.shards.Rows.read`."""
         rows = np.arange(len(self)) if indices is None else np.asarray(indices, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""The manifest of a snapshot: a small checksummed JSON head, and an Arrow table that lists its shards.
+"""The manifest of a snapshot: a small checksummed JSON head, and Arrow tables that list its shards.
 
     root/LATEST                    the id of the current snapshot
     root/manifests/<id>.json       head: fields, splits, definition, and the names and digests of the next two
@@ -15,6 +15,15 @@ replaced. Sample order is block order, then row order. Everything but LATEST and
 its content; on an object store `latest/` takes the place of LATEST (`mmpipe.shards.objects`). Versions stand apart
 because tables get new ones without any change of content; each state of such a file is true of its snapshot, so it is
 written before the pointer, and losing it costs a look at every row.
+
+A snapshot of more than `FLAT_SHARDS` shards has a tree in place of its list (format version 2; `mmpipe.shards.tree`):
+
+    root/manifests/<sha>.arrow     tree: a row per leaf, with the digests of the next three
+    root/manifests/<sha>.arrow     leaf: the shards of up to 2048 blocks
+    root/manifests/<sha>.arrow     its index: hash of the key and split of each row
+    root/manifests/<sha>.arrow     its index: hash of the store's name of each row
+
+Its shards are not looked at before they are read, and a leaf not before one of its shards is asked for.
 """
 
 from __future__ import annotations
@@ -32,38 +41,17 @@ import pyarrow as pa
 from mmpipe.errors import ShardError
 from mmpipe.shards.field import Field
 from mmpipe.shards.files import put, sha256_of, table_bytes
+from mmpipe.shards.grow import check_files, save_tree
+from mmpipe.shards.leaf import LEAF_BLOCKS, SHARD_LIST, Leaf, Shard, numbers
 from mmpipe.shards.root import Moved, Pointer, Root, root_of
+from mmpipe.shards.tree import Branch, Named, ShardList
 
 FORMAT = 'mmpipe-shards'
-VERSION = 1
+FLAT, TREE_OF_LEAVES = VERSIONS = 1, 2
+FLAT_SHARDS = LEAF_BLOCKS  # shards of a snapshot whose list is one file
 MOVES = 16  # of a pointer that is to be moved wherever it is, while others move it too
 
-SHARD_LIST = pa.schema(
-    [
-        ('block', pa.int64()),
-        ('path', pa.string()),
-        ('fields', pa.list_(pa.string())),
-        ('rows', pa.int64()),
-        ('bytes', pa.int64()),
-        ('sha256', pa.string()),
-    ]
-)
 DROPPED_LIST = pa.schema([('block', pa.int64()), ('row', pa.int64())])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shard:
-    """One file of data: some fields of one block of rows.
-
-    Among `fields`, `_key` stands for the system columns; with `_row` the file holds only the rows that it names.
-    """
-
-    block: int
-    path: str
-    fields: tuple[str, ...]
-    rows: int
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +60,7 @@ class Manifest:
 
     Args:
         fields: the fields, in declaration order.
-        shards: the files, ordered by block.
+        shards: the files, ordered by block; of one that was read, a `ShardList`.
         dropped: `[k, 2]` int64 array of (block, row) that are no longer part of the snapshot, sorted.
         source: where the rows came from: table, filter, field expressions. JSON values only.
         splits: live rows per split.
@@ -83,7 +71,7 @@ class Manifest:
     """
 
     fields: tuple[Field, ...]
-    shards: tuple[Shard, ...]
+    shards: Sequence[Shard]
     dropped: np.ndarray
     source: dict[str, Any]
     splits: dict[str, int]
@@ -108,18 +96,18 @@ def save(root: Root, manifest: Manifest, after: Pointer | Literal['any'] | None 
     Raises:
         Moved: the pointer is another one than `after` by now, and not of this very snapshot.
     """
-    _whole_blocks(manifest.shards, [item.name for item in manifest.fields], 'to be written')
-    _check_files(root, manifest.shards, 'to be written')
-    rows = {name: [getattr(shard, name) for shard in manifest.shards] for name in SHARD_LIST.names}
-    rows['fields'] = [list(shard.fields) for shard in manifest.shards]
-    shard_path, shard_sha = put(root, 'manifests', table_bytes(pa.table(rows, schema=SHARD_LIST)), '.arrow')
+    names = [item.name for item in manifest.fields]
+    if len(manifest.shards) <= FLAT_SHARDS:
+        version, listed = FLAT, _save_list(root, list(manifest.shards), names)
+    else:
+        version, listed = TREE_OF_LEAVES, save_tree(root, _as_tree(root, manifest.shards, names), _latest_tree(root))
     dropped = pa.table({'block': manifest.dropped[:, 0], 'row': manifest.dropped[:, 1]}, schema=DROPPED_LIST)
     mask_path, mask_sha = put(root, 'masks', table_bytes(dropped), '.arrow')
     content = {
         'format': FORMAT,
-        'version': VERSION,
+        'version': version,
         'fields': [item.to_json() for item in manifest.fields],
-        'shards': {'path': shard_path, 'sha256': shard_sha, 'files': len(manifest.shards)},
+        'shards': listed,
         'dropped': {'path': mask_path, 'sha256': mask_sha, 'rows': len(manifest.dropped)},
         'source': manifest.source,
         'splits': manifest.splits,
@@ -139,6 +127,34 @@ def save(root: Root, manifest: Manifest, after: Pointer | Literal['any'] | None 
         root.write(versions_path(identity), (json.dumps(content, indent=2, allow_nan=False) + '\n').encode())
     _move(root, identity, after)
     return identity
+
+
+def _save_list(root: Root, shards: Sequence[Shard], names: Sequence[str]) -> dict[str, Any]:
+    """Write the list of few shards; returns what the head says of it."""
+    Leaf.of(shards).check(names, 'to be written')
+    check_files(root, shards, 'to be written')
+    rows = {name: [getattr(shard, name) for shard in shards] for name in SHARD_LIST.names}
+    rows['fields'] = [list(shard.fields) for shard in shards]
+    path, sha = put(root, 'manifests', table_bytes(pa.table(rows, schema=SHARD_LIST)), '.arrow')
+    return {'path': path, 'sha256': sha, 'files': len(shards)}
+
+
+def _as_tree(root: Root, shards: Sequence[Shard], names: Sequence[str]) -> ShardList:
+    """Shards in leaves; those of a snapshot of this root stay as they are written."""
+    same = isinstance(shards, ShardList) and not shards.flat and shards.root.absolute() == root.absolute()
+    if isinstance(shards, ShardList) and same and sorted(shards.names) == sorted(names):
+        return shards
+    return ShardList.of(root, shards, names=names, identity='to be written')
+
+
+def _latest_tree(root: Root) -> ShardList | None:
+    """The leaves of the current snapshot, which need not be written and looked through again."""
+    identity = latest_id(root)
+    try:
+        found = None if identity is None else load(root, identity).shards
+    except ShardError:  # a new snapshot needs nothing of a damaged one
+        return None
+    return found if isinstance(found, ShardList) and not found.flat else None
 
 
 def _move(root: Root, identity: str, after: Pointer | Literal['any'] | None) -> None:
@@ -183,8 +199,20 @@ def files_of(root: str | Path | Root, identity: str) -> set[str]:
     """
     root = root_of(root)
     head = load_head(root, identity)
-    shards = _read_checked(root, head['shards'])['path'].to_pylist()
-    return {head_path(identity), versions_path(identity), head['shards']['path'], head['dropped']['path'], *shards}
+    listed = head['shards']
+    found = {head_path(identity), versions_path(identity), listed['path'], head['dropped']['path']}
+    if head['version'] == FLAT:
+        found.update(_read_checked(root, listed)['path'].to_pylist())
+        return found
+    tree = _tree(root, head, _read_checked(root, listed))
+    for at, branch in enumerate(tree.branches):
+        found.update(named.path for named in (branch.list, branch.keys, branch.rowids) if named is not None)
+        found.update(tree.leaf(at).paths())
+    return found
+
+
+def _tree(root: Root, head: Mapping[str, Any], table: pa.Table) -> ShardList:
+    return ShardList.read(root, table, names=[item['name'] for item in head['fields']], identity=head['id'])
 
 
 def _checksum(content: Any) -> str:
@@ -229,9 +257,10 @@ def _head(path: str, content: bytes) -> dict[str, Any]:
         ) from None
     if _checksum(head) != checksum:
         raise ShardError(f"'{path}' does not match its checksum. Restore the file, or open an older snapshot by id.")
-    if head['format'] != FORMAT or head['version'] != VERSION:
+    if head['format'] != FORMAT or head['version'] not in VERSIONS:
         raise ShardError(
-            f"'{path}' has format {head['format']} {head['version']}, this mmpipe reads {FORMAT} {VERSION}. "
+            f"'{path}' has format {head['format']} {head['version']}, this mmpipe reads {FORMAT} "
+            f'{" and ".join(map(str, VERSIONS))}. '
             f'Install the mmpipe that wrote it, or write the snapshot again into a new root.'
         )
     return head
@@ -254,8 +283,8 @@ def load(root: Root, identity: str | None = None) -> Manifest:
         identity: snapshot id; the latest when None.
 
     Raises:
-        ShardError: no such snapshot, a checksum that does not match, or another format version; in a directory a
-            missing shard too, which on an object store is found when it is read.
+        ShardError: no such snapshot, a checksum that does not match, or another format version; of few shards in a
+            directory a missing one too, which otherwise is found when it is read.
     """
     identity = identity or latest_id(root)
     if identity is None:
@@ -264,21 +293,23 @@ def load(root: Root, identity: str | None = None) -> Manifest:
         )
     head = load_head(root, identity)
     parts = root.read_many([head['shards']['path'], head['dropped']['path']])
-    shard_table = _checked(root, head['shards'], parts)
+    listed = _checked(root, head['shards'], parts)
     dropped = _checked(root, head['dropped'], parts)
-    columns = shard_table.to_pydict()
-    shards = tuple(
-        Shard(**{**dict(zip(columns, row, strict=True)), 'fields': tuple(row[2])})
-        for row in zip(*columns.values(), strict=True)
-    )
     fields = tuple(Field.from_json(item) for item in head['fields'])
-    shards = _whole_blocks(shards, [item.name for item in fields], identity)
-    if not root.remote:
-        _check_files(root, shards, identity)
+    if head['version'] == TREE_OF_LEAVES:
+        shards = _tree(root, head, listed)
+    else:
+        names, leaf = [item.name for item in fields], Leaf.read_flat(listed)
+        leaf.check(names, identity)
+        named = Named(head['shards']['sha256'], len(parts[head['shards']['path']]))
+        branches = [replace(Branch.of(0, leaf), list=named)]
+        shards = ShardList(root, branches, names=names, identity=identity, flat=True)
+        if not root.remote:
+            check_files(root, shards, identity)
     return Manifest(
         fields=fields,
         shards=shards,
-        dropped=np.stack([dropped['block'].to_numpy(), dropped['row'].to_numpy()], axis=1),
+        dropped=np.stack([numbers(dropped['block']), numbers(dropped['row'])], axis=1),
         source=head['source'],
         splits=head['splits'],
         parent=head['parent'],
@@ -287,42 +318,6 @@ def load(root: Root, identity: str | None = None) -> Manifest:
         versions=load_versions(root, identity),
         id=identity,
     )
-
-
-def _check_files(root: Root, shards: Sequence[Shard], identity: str) -> None:
-    sizes = root.sizes({shard.path for shard in shards})
-    for shard in shards:
-        if sizes.get(shard.path) != shard.bytes:
-            raise ShardError(
-                f"shard '{root.at(shard.path)}' of snapshot '{identity}' is missing or has not its "
-                f'{shard.bytes} bytes. Restore it, or write the snapshot again into a new root.'
-            )
-
-
-def _whole_blocks(shards: Sequence[Shard], names: Sequence[str], identity: str) -> tuple[Shard, ...]:
-    """The shards, when every block has the system columns and every field once, over one number of rows."""
-    listed: dict[int, list[str]] = {}
-    patched: dict[int, list[str]] = {}
-    rows: dict[int, set[int]] = {}
-    for shard in shards:
-        if '_row' in shard.fields:
-            patched.setdefault(shard.block, []).extend(shard.fields[1:])
-        else:
-            listed.setdefault(shard.block, []).extend(shard.fields)
-            rows.setdefault(shard.block, set()).add(shard.rows)
-    if not any('_key' in found for found in listed.values()):  # written before a block could have several shards
-        return tuple(replace(shard, fields=('_key', *shard.fields)) for shard in shards)
-    wanted = sorted(['_key', *names])
-    for block in listed.keys() | patched.keys():
-        found, patches = sorted(listed.get(block, [])), patched.get(block, [])
-        once = set(patches) <= set(names) and len(set(patches)) == len(patches)
-        if found != wanted or len(rows[block]) != 1 or not once:
-            raise ShardError(
-                f"block {block} of snapshot '{identity}' lists {', '.join(found)} over {sorted(rows.get(block, []))} "
-                f'rows and patches of {", ".join(patches) or "nothing"}; it should list each of {", ".join(wanted)} '
-                f'once, over one number of rows. Open an older snapshot by id, or write it again into a new root.'
-            )
-    return tuple(shards)
 
 
 def _read_checked(root: Root, entry: dict[str, Any]) -> pa.Table:

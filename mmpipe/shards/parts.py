@@ -26,7 +26,7 @@ from mmpipe.shards.gather import BlockColumn, by_group
 from mmpipe.shards.ranges import Ranges
 
 if TYPE_CHECKING:
-    from mmpipe.shards.manifest import Shard
+    from mmpipe.shards.leaf import Shard
     from mmpipe.shards.root import Root
 
 KEYS = ('_key', '_hash', '_split')

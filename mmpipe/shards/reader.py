@@ -1,33 +1,35 @@
-"""Open a snapshot and read fields of its rows, straight from the mapped files."""
+"""Open a snapshot, and map its files where they are read."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from mmpipe.errors import ConfigError, DataError, ShardError
-from mmpipe.shards import gather
 from mmpipe.shards import manifest as manifests
 from mmpipe.shards.column import one_array, pick
 from mmpipe.shards.field import Column, Field
-from mmpipe.shards.gather import BlockColumn, by_group
-from mmpipe.shards.manifest import Manifest, Shard
+from mmpipe.shards.gather import BlockColumn
+from mmpipe.shards.leaf import Shard
+from mmpipe.shards.manifest import Manifest
 from mmpipe.shards.parts import KEYS, Parts
 from mmpipe.shards.root import Root, root_of
+from mmpipe.shards.rows import Rows
+from mmpipe.shards.tree import ShardList
 from mmpipe.stores import what
 
 if TYPE_CHECKING:
     from mmpipe.shards.history import SnapshotDiff
 
 MAPPED_FILES = 256  # copies of remote shards that a snapshot holds at most, each with a descriptor
-KEPT_BYTES = 64 << 20  # of a small field, for all rows of a selection
+LOCAL_FILES = 1 << 14  # shards of a directory that are mapped at most: Linux gives a process 65,530 maps, and each
+# keeps 10 KB of descriptions
+KEPT_BLOCKS = 1 << 15  # whose shards are known by name
 
 
 def open_snapshot(
@@ -41,7 +43,8 @@ def open_snapshot(
         id: snapshot id; the latest when None.
         verify: 'first use' to compare each shard of a directory with its digest when this process reads something in it
             first: some 0.05 s per 64 MB shard that is in memory, as long as reading it where it is not. Sizes are
-            compared at once in any case, and what is fetched from an object store is always compared.
+            compared in any case, of more than 2,048 shards when each is mapped; and what is fetched from an object
+            store is always compared.
 
     Returns:
         The snapshot; it can be pickled, and maps its files on first use in whichever process that is.
@@ -100,39 +103,52 @@ class Snapshot:
         self.splits = manifest.splits
         self.versions = manifest.versions
         self._tables: dict[str, pa.Table] = {}
-        self._bytes = {shard.path: shard.bytes for shard in manifest.shards}
+        self._bytes: dict[str, int] = {}
         self._letting_go = threading.Lock()
         self._parts = Parts(root, manifest.splits) if root.remote else None
         self._columns: dict[tuple[int, str], BlockColumn] = {}
-        self._files: dict[tuple[int, str], Shard] = {}
-        self._patches: dict[tuple[int, str], Shard] = {}
-        for shard in manifest.shards:
-            patch = '_row' in shard.fields
-            (self._patches if patch else self._files).update(
-                {(shard.block, name): shard for name in shard.fields[patch:]}
-            )
+        self._known: dict[int, tuple[dict[str, Shard], dict[str, Shard]]] = {}
+        found = manifest.shards
+        self.shards = (
+            found if isinstance(found, ShardList) else ShardList.of(root, found, names=self.fields, identity=self.id)
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopened, (self.place.absolute(), self.id, self._verify)
 
     def __len__(self) -> int:
-        return len(self._live)
+        return self.shards.rows - len(self._masked)
 
     def __repr__(self) -> str:
         splits = ', '.join(f'{name or "(no split)"} {count}' for name, count in self.splits.items())
         return f"<Snapshot {self.id} in '{self.root}': {len(self)} rows ({splits}), fields {', '.join(self.fields)}>"
 
+    @property
+    def indexed(self) -> bool:
+        """Whether rows are ordered, split and found by an index beside the manifest, without opening shards."""
+        return self.shards.indexed
+
     @cached_property
-    def _live(self) -> np.ndarray:
-        """`[n, 2]` (block, row) of the rows that are not dropped, in sample order."""
-        blocks = np.array(sorted(block for block, name in self._files if name == '_key'), dtype=np.int64)
-        counts = np.array([self._files[block, '_key'].rows for block in blocks.tolist()], dtype=np.int64)
-        starts = np.cumsum(counts) - counts
-        live = np.ones(counts.sum(), dtype=bool)
-        dropped = self.manifest.dropped
-        live[starts[np.searchsorted(blocks, dropped[:, 0])] + dropped[:, 1]] = False
-        rows = np.arange(len(live)) - np.repeat(starts, counts)
-        return np.stack([np.repeat(blocks, counts), rows], axis=1)[live]
+    def _masked(self) -> np.ndarray:
+        """Numbers of the dropped rows among the rows of all blocks, in order: int64."""
+        return np.unique(self.shards.numbers(self.manifest.dropped))
+
+    def numbers(self, index: np.ndarray) -> np.ndarray:
+        """Numbers of live rows among the rows of all blocks.
+
+        Args:
+            index: int64 positions among the live rows.
+        """
+        if not len(self._masked):
+            return index
+        return index + np.searchsorted(self._masked - np.arange(len(self._masked)), index, side='right')
+
+    def rows_in(self, blocks: np.ndarray) -> Rows:
+        """The live rows of some blocks, in order."""
+        numbers = self.shards.rows_of(blocks)
+        before = np.searchsorted(self._masked, numbers)
+        masked = np.isin(numbers, self._masked, assume_unique=True)
+        return Rows(self, (numbers - before)[~masked])
 
     def mapped(self, shard: Shard) -> pa.NativeFile:
         """A shard as a mapped file; of an object store a copy, fetched where there is none.
@@ -144,9 +160,12 @@ class Snapshot:
             self._check(shard)
             self._verified.add(shard.path)
         try:
-            return self.place.mapped(shard.path, size=shard.bytes, sha256=shard.sha256)
+            found = self.place.mapped(shard.path, size=shard.bytes, sha256=shard.sha256)
         except FileNotFoundError:
             raise self._damaged(shard, 'is missing') from None
+        if self.indexed and not self.place.remote and found.size() != shard.bytes:  # of few, it was found at once
+            raise self._damaged(shard, f'has not its {shard.bytes} bytes')
+        return found
 
     def _damaged(self, shard: Shard, how: str) -> ShardError:
         return ShardError(
@@ -170,7 +189,10 @@ class Snapshot:
             except (pa.ArrowException, OSError) as error:
                 raise self._damaged(shard, f'cannot be read ({what(error)})') from error
             if self.place.remote:
+                self._bytes[shard.path] = shard.bytes
                 self._let_go()
+            elif len(self._tables) > LOCAL_FILES:
+                self._let_half_go()
         return table
 
     def _let_go(self) -> None:
@@ -186,6 +208,13 @@ class Snapshot:
                 if any(shard.path not in self._tables for shard in self.shards_of(*key)):
                     self._columns.pop(key, None)
 
+    def _let_half_go(self) -> None:
+        """Let go of the files mapped first, many at a time, so that it costs little for each."""
+        with self._letting_go:
+            for path in list(self._tables)[: len(self._tables) - LOCAL_FILES // 2]:
+                self._tables.pop(path, None)
+            self._columns.clear()
+
     @cached_property
     def _mapped_bytes(self) -> int:
         """Of copies that are held at once; a few processes may hold others in the same cache."""
@@ -200,12 +229,26 @@ class Snapshot:
 
     def shards_of(self, block: int, name: str) -> list[Shard]:
         """The files that hold a column of a block: its shard, and its patch where there is one."""
-        patch = self._patches.get((block, _anchor(name)))
-        return [self._files[block, _anchor(name)], *([] if patch is None else [patch])]
+        whole, patches = self._of_block(block)
+        patch = patches.get(_anchor(name))
+        return [whole[_anchor(name)], *([] if patch is None else [patch])]
+
+    def _of_block(self, block: int) -> tuple[dict[str, Shard], dict[str, Shard]]:
+        """The shard of each field of a block, and its patches."""
+        found = self._known.get(block)
+        if found is None:
+            found = {}, {}
+            for shard in self.shards.of_block(block):
+                patch = '_row' in shard.fields
+                found[patch].update(dict.fromkeys(shard.fields[patch:], shard))
+            if len(self._known) >= KEPT_BLOCKS:
+                self._known.clear()
+            self._known[block] = found
+        return found
 
     def unpatched(self, block: int, name: str) -> pa.ChunkedArray:
         """A column of a block as its whole shard holds it, masked rows and system columns (`Rows.system`) included."""
-        shard = self._files[block, _anchor(name)]
+        shard = self._of_block(block)[0][_anchor(name)]
         if self._parts is not None and name in KEYS and (keys := self._parts.keys(shard)) is not None:
             return keys[name]
         return self._table(shard)[name]
@@ -217,7 +260,7 @@ class Snapshot:
             ShardError: a shard is missing or damaged, or the store cannot be read.
         """
         if self._parts is not None and name in KEYS:
-            self._parts.bring_keys(self._files[block, '_key'] for block in np.unique(blocks).tolist())
+            self._parts.bring_keys(self._of_block(block)[0]['_key'] for block in np.unique(blocks).tolist())
 
     def few(self, name: str, places: np.ndarray) -> dict[int, BlockColumn]:
         """Those blocks of an object store of which few rows are read: their rows, without the rest of the shards.
@@ -235,7 +278,7 @@ class Snapshot:
 
     def patch(self, block: int, name: str) -> tuple[np.ndarray, pa.Array] | None:
         """The rows of a block whose values lie in a patch of that column, in rising order, and the values."""
-        shard = self._patches.get((block, _anchor(name)))
+        shard = self._of_block(block)[1].get(_anchor(name))
         if shard is None:
             return None
         table = self._table(shard)
@@ -278,6 +321,9 @@ class Snapshot:
                 f"snapshot {self.id} in '{self.root}' has no split '{name}'; it has {have}. Name one of these."
             )
         rows = self.rows()
+        if self.indexed:
+            codes, names = self.shards.splits(self.numbers(rows.index))
+            return rows.take(np.flatnonzero(codes == names.index(name) if name in names else []))
         return rows.take(np.flatnonzero(rows.system('_split') == name))
 
     def diff(self, before: Snapshot) -> SnapshotDiff:
@@ -305,165 +351,11 @@ class Snapshot:
         Raises:
             ShardError: a shard's bytes changed since it was written.
         """
-        for shard in self.manifest.shards:
+        for shard in self.shards:
             self._check(shard)
-
-
-class Rows:
-    """A selection of rows of a snapshot, in an order of its own.
-
-    Args:
-        snapshot: where they lie.
-        index: int64 positions among the snapshot's live rows.
-    """
-
-    def __init__(self, snapshot: Snapshot, index: np.ndarray) -> None:
-        self.snapshot = snapshot
-        self.index = np.asarray(index, dtype=np.int64)
-        self._kept: dict[str, tuple[Any, np.ndarray]] = {}
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Rows, (self.snapshot, self.index)  # without the keys and places kept so far
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __repr__(self) -> str:
-        return f'<{len(self)} rows of {self.snapshot!r}>'
-
-    @property
-    def fields(self) -> dict[str, Field]:
-        """The snapshot's fields by name."""
-        return self.snapshot.fields
-
-    @cached_property
-    def places(self) -> np.ndarray:
-        """Where the rows lie: int64 `[n, 2]` of block and row."""
-        return self.snapshot._live[self.index]
-
-    @cached_property
-    def keys(self) -> np.ndarray:
-        """Row keys, an object array of str."""
-        return self.system('_key')
-
-    @cached_property
-    def hashes(self) -> np.ndarray:
-        """64-bit hashes of the keys, uint64 `[n]`."""
-        return self.system('_hash').astype(np.uint64)
-
-    def system(self, name: str) -> np.ndarray:
-        """One of the columns mmpipe keeps beside the fields: `_key`, `_hash`, `_split`, `_rowid`, `_digest.<field>`."""
-        out = np.empty(len(self), dtype=np.uint64 if name == '_hash' else object)
-        self.snapshot.bring_keys(self.places[:, 0], name)
-        for block, where in by_group(self.places[:, 0]):
-            chosen = self.snapshot.stored(block, name).take(pa.array(self.places[where, 1]))
-            out[where] = chosen.to_numpy(zero_copy_only=False)
-        return out
-
-    def among(self, name: str, values: Sequence[str]) -> np.ndarray:
-        """Mask of the rows whose system column `name` holds one of `values`: bool `[n]`."""
-        out = np.zeros(len(self), dtype=bool)
-        wanted = pa.array(values, type=pa.large_string())
-        self.snapshot.bring_keys(self.places[:, 0], name)
-        for block, where in by_group(self.places[:, 0]):
-            chosen = self.snapshot.stored(block, name).take(pa.array(self.places[where, 1]))
-            out[where] = pc.is_in(chosen.cast(pa.large_string()), value_set=wanted).to_numpy(zero_copy_only=False)
-        return out
-
-    def take(self, indices: Any) -> Rows:
-        """The rows at these positions of this selection, in the order given; a bool array of its length is a mask."""
-        return Rows(self.snapshot, self.index[_positions(indices)])
-
-    def where(self, name: str, value: Any) -> Rows:
-        """The rows whose field `name` (label word, string or number) equals `value`."""
-        return self.take(np.flatnonzero(np.array([item == value for item in self.words(name)], dtype=bool)))
-
-    def words(self, name: str) -> list[Any]:
-        """Values of a label, string or scalar field as Python values, None for null; labels as their words."""
-        field = self._field(name)
-        values, valid = self.read(name)
-        if field.kind == 'label':
-            return [field.vocabulary[v] if ok else None for v, ok in zip(values, valid, strict=True)]  # type: ignore[index]
-        if field.kind in ('scalar', 'string'):
-            values = values.tolist() if isinstance(values, np.ndarray) else values
-            return [value if ok else None for value, ok in zip(values, valid, strict=True)]
-        raise DataError(
-            f"field '{name}' is of kind {field.kind}, and words() reads label, string and scalar fields: use "
-            f"read('{name}')"
-        )
-
-    def _field(self, name: str) -> Field:
-        if name not in self.snapshot.fields:
-            raise DataError(
-                f"snapshot {self.snapshot.id} in '{self.snapshot.root}' has no field '{name}'; it has "
-                f'{", ".join(self.snapshot.fields)}. Name one of these, or add it to fields= of mm.snapshot.'
-            )
-        return self.snapshot.fields[name]
-
-    def read(self, name: str, indices: Any = None) -> tuple[Any, np.ndarray]:
-        """Values of one field.
-
-        Args:
-            name: field name.
-            indices: positions in this selection; all when None.
-
-        Returns:
-            (values, valid). Values: tensor `[n, *shape]`, label int64 `[n]`, labels uint8 `[n, words]`, scalar `[n]`,
-            string, binary and ragged a list of n. valid: bool `[n]`, False where the stored value is null; the value
-            is then zeros, '' or b'' (ragged: length 0).
-
-        Raises:
-            DataError: no such field.
-        """
-        field = self._field(name)
-        places = self.places if indices is None else self.places[_positions(indices)]
-        if field.dense_shape is None:
-            return gather.values(self.snapshot, name, places)
-        out = np.empty((len(places), *field.dense_shape), dtype=field.dtype)
-        return out, gather.fill(self.snapshot, name, places, out)
-
-    def fill(self, name: str, indices: np.ndarray, out: np.ndarray) -> np.ndarray:
-        """Write values of a dense field into memory that is there, without another copy.
-
-        Small values of local shards are read once for all rows and kept.
-
-        Args:
-            name: a field with a `Field.dense_shape`.
-            indices: int64 positions in this selection.
-            out: `[n, *dense_shape]` of the field's dtype; each row is written whole.
-
-        Returns:
-            bool `[n]`, False where the stored value is null; zeros are written there.
-
-        >>> from mmpipe.shards import Block, write_snapshot
-        >>> import tempfile
-        >>> fields = [Field(name='price', kind='scalar', dtype='float32')]
-        >>> block = Block(keys=['a', 'b'], columns={'price': [1.5, None]})
-        >>> rows = write_snapshot(tempfile.mkdtemp(), fields, block).rows()
-        >>> out = np.empty(2, dtype='float32')
-        >>> rows.fill('price', np.array([1, 0]), out), out
-        (array([False,  True]), array([0. , 1.5], dtype=float32))
-        """
-        kept = self._kept.get(name)
-        if kept is None and self._keeps(name):
-            kept = self._kept[name] = self.read(name)
-        if kept is None:
-            return gather.fill(self.snapshot, name, self.places[indices], out)
-        np.take(kept[0], indices, axis=0, out=out, mode='clip')
-        return kept[1][indices]
-
-    def _keeps(self, name: str) -> bool:
-        """Whether a field is small enough to be kept; of an object store it would be fetched whole."""
-        size = self.fields[name].bytes_per_row
-        return not self.snapshot.place.remote and size is not None and size <= 16 and size * len(self) <= KEPT_BYTES
 
 
 def _anchor(name: str) -> str:
     """What the shard that holds a column lists: its field, or `_key` for the system columns."""
     field = name.removeprefix('_digest.')
     return '_key' if field.startswith('_') else field
-
-
-def _positions(indices: Any) -> np.ndarray:
-    array = np.asarray(indices)
-    return array if array.dtype == bool else array.astype(np.int64, copy=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,9 +15,12 @@ from mmpipe.errors import FieldError
 from mmpipe.shards import files
 from mmpipe.shards import manifest as manifests
 from mmpipe.shards.field import DIGEST_BYTES, Field, content_digest, encode
-from mmpipe.shards.manifest import Manifest, Shard
+from mmpipe.shards.index import key_hash
+from mmpipe.shards.leaf import Shard
+from mmpipe.shards.manifest import Manifest
 from mmpipe.shards.reader import Snapshot, open_snapshot
 from mmpipe.shards.root import Pointer, Root, root_of
+from mmpipe.shards.tree import ShardList
 
 BLOCK_BYTES = 64 << 20  # rows gathered in memory before they are written as one shard
 NO_ROWS_DROPPED = np.zeros((0, 2), dtype=np.int64)
@@ -41,15 +43,6 @@ class Block:
     splits: Sequence[str] | None = None
     rowids: Sequence[str] | None = None
     digests: Mapping[str, Sequence[bytes]] | None = None
-
-
-def key_hash(key: str) -> int:
-    """64-bit BLAKE2b hash of a row key; the order of an epoch is made from it.
-
-    >>> key_hash('cat-01') == key_hash('cat-01'), key_hash('cat-01') == key_hash('cat-02')
-    (True, False)
-    """
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), 'little')
 
 
 def write_block(root: str | Path | Root, fields: Sequence[Field], block: Block, *, index: int) -> Shard:
@@ -107,7 +100,8 @@ def commit(
     Args:
         root: snapshot root.
         fields: the fields of every block.
-        shards: all shards, old and new.
+        shards: all shards, old and new; of very many, what `ShardList.revised` made of those of a snapshot, so that
+            only what differs is written.
         dropped: `[k, 2]` (block, row) pairs that are no longer part of it.
         source: where the rows came from, as JSON values.
         splits: live rows per split.
@@ -129,7 +123,7 @@ def commit(
         root,
         Manifest(
             fields=tuple(fields),
-            shards=tuple(sorted(shards, key=lambda s: (s.block, s.path))),
+            shards=shards if isinstance(shards, ShardList) else sorted(shards, key=lambda s: (s.block, s.path)),
             dropped=dropped[order],
             source=dict(source or {}),
             splits=dict(sorted((splits or {}).items())),

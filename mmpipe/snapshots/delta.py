@@ -10,9 +10,9 @@ So no byte of an unchanged field is written again.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -21,9 +21,10 @@ import numpy as np
 from mmpipe.shards import Block, Field, Snapshot, write_block
 from mmpipe.shards.column import ColumnWriter
 from mmpipe.shards.field import content_digest
-from mmpipe.shards.manifest import Shard
+from mmpipe.shards.leaf import Shard
 from mmpipe.shards.root import Root
-from mmpipe.shards.writer import BLOCK_BYTES
+from mmpipe.shards.tree import ShardList
+from mmpipe.shards.writer import BLOCK_BYTES, NO_ROWS_DROPPED
 from mmpipe.snapshots.read import PageRow, size_of
 from mmpipe.store import Rowid
 
@@ -92,7 +93,7 @@ class Delta:
     fields: list[Field]
     old: Old
     anew: frozenset[str] = frozenset()
-    dropped: list[tuple[int, int]] = field(default_factory=list)
+    masks: list[tuple[int, int]] = field(default_factory=list)
     splits: dict[str, int] = field(default_factory=dict)
     inserted: int = 0
     updated: int = 0
@@ -101,7 +102,8 @@ class Delta:
     bytes_written: int = 0
     failed: dict[str, int] = field(default_factory=dict)
     cells: dict[str, int] = field(default_factory=dict)
-    _there: tuple[Shard, ...] = ()
+    _there: ShardList | None = None
+    _dropped: np.ndarray = field(default_factory=lambda: NO_ROWS_DROPPED)
     _new: list[Shard] = field(default_factory=list)
     _pending: list[tuple[str, PageRow, dict[str, bytes]]] = field(default_factory=list)
     _pending_bytes: int = 0
@@ -113,11 +115,15 @@ class Delta:
     def __post_init__(self) -> None:
         if self.old.snapshot is not None:
             manifest = self.old.snapshot.manifest
-            self._there = manifest.shards
-            self.dropped += [(block, row) for block, row in manifest.dropped.tolist()]
+            self._there = self.old.snapshot.shards
+            self._dropped = manifest.dropped
             self.splits |= manifest.splits
-        self._rows = {shard.block: shard.rows for shard in self._there if '_key' in shard.fields}
-        self._next = 1 + max(self._rows, default=-1)
+        self._next = 0 if self._there is None else self._there.end
+
+    @property
+    def dropped(self) -> np.ndarray:
+        """Rows of its blocks that are no part of it: int64 `[n, 2]` of block and row."""
+        return np.concatenate([self._dropped, np.array(self.masks, dtype=np.int64).reshape(-1, 2)])
 
     def stays(self, rowid: str, row: PageRow) -> bool:
         """Whether a row lies in the old snapshot under its key and split, so that some of its values are enough."""
@@ -154,7 +160,7 @@ class Delta:
         self._mask(rowid)
         self.masked += 1
 
-    def finish(self) -> list[Shard]:
+    def finish(self) -> Sequence[Shard]:
         """Write what is still in memory.
 
         Returns:
@@ -162,12 +168,29 @@ class Delta:
         """
         self._close_columns()
         self._write_block()
-        masked = Counter(block for block, _ in self.dropped)
-        gone = {block for block, rows in self._rows.items() if masked[block] == rows}
-        self.dropped = [(block, row) for block, row in self.dropped if block not in gone]
+        if self._there is None:
+            return self._new
+        dropped = self.dropped
+        gone = set()
+        for block in {block for block, _ in self.masks}:
+            if np.count_nonzero(dropped[:, 0] == block) == self._rows_of(block):
+                gone.add(block)
+        if gone:
+            self._dropped = dropped[~np.isin(dropped[:, 0], list(gone))]
+            self.masks = []
         names = {item.name for item in self.fields} - self.anew | {'_key'}
-        kept = [replace(shard, fields=self._still_listed(shard, names)) for shard in self._there]
-        return [shard for shard in [*kept, *self._new] if shard.fields and shard.block not in gone]
+        same = {item.name for item in self.fields} >= set(self._there.names) and not self.anew & set(self._there.names)
+        return self._there.revised(
+            lambda shard: self._still_listed(shard, names),
+            blocks=self._replaced.keys() | self._patched.keys() if same else None,
+            gone=gone,
+            new=self._new,
+            names=[item.name for item in self.fields],
+        )
+
+    def _rows_of(self, block: int) -> int:
+        assert self._there is not None
+        return next(shard.rows for shard in self._there.of_block(block) if '_key' in shard.fields)
 
     def _still_listed(self, shard: Shard, names: Collection[str]) -> tuple[str, ...]:
         gone = set(self._replaced[shard.block])
@@ -199,7 +222,7 @@ class Delta:
         return (self.old.value(rowid, '_key'), self.old.value(rowid, '_split')) != (row.key, row.split)
 
     def _mask(self, rowid: str) -> None:
-        self.dropped.append(self.old.place(rowid))
+        self.masks.append(self.old.place(rowid))
         self.splits[str(self.old.value(rowid, '_split'))] -= 1
 
     def _append(self, rowid: str, row: PageRow, digests: dict[str, bytes]) -> None:
@@ -221,7 +244,7 @@ class Delta:
                 continue
             if item.name not in self._columns:
                 old = None if item.name in self.anew else self.old.snapshot
-                rows = self._rows[block]
+                rows = self._rows_of(block)
                 self._columns[item.name] = ColumnWriter(self.root, item, block=block, rows=rows, old=old)
             value, digest = row.values[item.name], digests[item.name]
             self._columns[item.name].put(number, value, digest, key=row.key, size=size_of(value))

@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mmpipe.cores import cores
 from mmpipe.errors import BusyError, FieldError, LabelError, SnapshotError, StoreError
 from mmpipe.ledger import refuse_stale
@@ -240,7 +238,7 @@ def _attempt(
         root,
         delta.fields,
         shards,
-        dropped=np.array(delta.dropped, dtype=np.int64).reshape(-1, 2),
+        dropped=delta.dropped,
         source=definition,
         splits={name: count for name, count in delta.splits.items() if count},
         parent=previous.id if previous is not None else None,
