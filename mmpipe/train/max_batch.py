@@ -97,7 +97,8 @@ def find_max_batch(
 ) -> MaxBatch:
     """The largest batch that a training can use, and how to keep its effective batch with it.
 
-    Every row counts as having every modality and label; ragged fields are as long as in the loader's first batch.
+    Every row counts as having every modality and label; ragged fields are as long as in the loader's first batch. Each
+    rank counts as having the whole model: where `trainer.parallel` keeps parts of it, more may fit than is found.
 
     Args:
         factory: as for `Trainer.fit`.
