@@ -56,13 +56,13 @@ def write_rows(folder: Path) -> None:
     write_snapshot(folder, fields, Block(keys=[f'{i:03}' for i in range(ROWS)], columns=columns))
 
 
-def build(seen: str) -> nn.Module:
+def build(seen: str, dropout: float) -> nn.Module:
     """A model that notes the rows of each of its training steps in a file of this process and attempt."""
     model = mm.MultitaskModel(
-        encoders={'vector': mm.encoders.vector(16, 32)},
+        encoders={'vector': mm.encoders.vector(16, 32, dropout=dropout)},
         tasks=[mm.classification('kind', ('cup', 'hat', 'map')), mm.regression('price')],
         hidden=32,
-        dropout=0.2,
+        dropout=dropout,
     )
     file = Path(seen) / f'{os.environ.get(ATTEMPT, "0")}-{os.environ.get("RANK", "0")}.jsonl'
 
@@ -103,7 +103,8 @@ def rank(folder: Path, options: Mapping[str, Any]) -> Run:
             sharded_checkpoints=options.get('sharded', 'auto'),
             progress=lambda *_: time.sleep(options.get('pause_s', PAUSE_S)),
         )  # fmt: skip
-        return trainer.fit(build, loader, args={'seen': str(seen)}, name='ranks', resume='auto')
+        arguments = {'seen': str(seen), 'dropout': options.get('dropout', 0.2)}
+        return trainer.fit(build, loader, args=arguments, name='ranks', resume='auto')
 
 
 def launched(folder: Path, options: Mapping[str, Any], *, processes: int, restarts: int = 0) -> subprocess.Popen[str]:

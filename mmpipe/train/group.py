@@ -21,13 +21,15 @@ import torch
 from torch import distributed
 from torch.distributed.rendezvous import rendezvous
 
-from mmpipe.errors import ConfigError, MmpipeError, TrainError
+from mmpipe.errors import ConfigError, TrainError
 
 TIMEOUT_S = 600.0
 LISTEN_S = 5.0  # that ranks have to say what became of them; a lost connection is felt by all at about the same time
-LOST = re.compile(
+BROKEN = re.compile(
     r'timed? ?out|connection (closed|reset|refused)|broken pipe|gloo|nccl|socket|no longer alive', re.IGNORECASE
 )
+
+LOST = '-'
 
 _timeouts: list[float] = []
 
@@ -76,12 +78,14 @@ def process_group(*, timeout_s: float = TIMEOUT_S) -> Iterator[None]:
         yield
         distributed.barrier()  # who leaves first would look lost to the others
     except Exception as error:
-        lost = None if isinstance(error, MmpipeError) or not LOST.search(str(error)) else error
-        said = _told(store, rank, '' if lost else f'{type(error).__name__}: {error}')
-        found = said and _who(store, rank, size, error, timeout_s)
-        if lost and found:
-            raise TrainError(found) from error
-        raise
+        if not _is_of_a_collective(error):
+            _tell(store, rank, f'{type(error).__name__}: {error}')
+            raise
+        _tell(store, rank, LOST)
+        found = _who(store, rank, size, error, timeout_s)
+        if found is None:
+            raise
+        raise TrainError(found) from error
     finally:
         _timeouts.pop()
         with suppress(Exception):  # of a group that is broken
@@ -157,29 +161,31 @@ def limit_waiting(groups: Any) -> None:
         setting(datetime.timedelta(seconds=patience()), group)
 
 
-def _told(store: Any, rank: int, error: str) -> bool:
-    """Say what became of this rank: an error of its own, or '' where it lost another."""
-    try:
-        store.set(f'mmpipe/rank/{rank}', error or '-')
-    except Exception:  # noqa: BLE001 (the launcher is gone, and with it whoever would read it)
-        return False
-    return True
+def _is_of_a_collective(error: Exception) -> bool:
+    """Whether another process is lost, rather than something wrong in this one."""
+    return (type(error) is RuntimeError or isinstance(error, distributed.DistError)) and bool(BROKEN.search(str(error)))
+
+
+def _tell(store: Any, rank: int, error: str) -> None:
+    """Say what became of this rank: an error of its own, or `LOST` where it lost another."""
+    with suppress(Exception):  # the launcher is gone, and with it whoever would read it
+        store.set(f'mmpipe/rank/{rank}', error)
 
 
 def _who(store: Any, rank: int, size: int, error: Exception, timeout_s: float) -> str | None:
     """Whom to blame for a collective that broke."""
     deadline = time.monotonic() + LISTEN_S
-    heard: dict[int, str] = {rank: '-'}
+    heard: dict[int, str] = {rank: LOST}
     while len(heard) < size and time.monotonic() < deadline:
         for other in set(range(size)) - set(heard):
             with suppress(Exception):
                 said = _read(store, f'mmpipe/rank/{other}')
                 heard |= {} if said is None else {other: said}
-        if any(said != '-' for said in heard.values()):
+        if any(said != LOST for said in heard.values()):
             break
         time.sleep(0.05)
     for other, said in sorted(heard.items()):
-        if said != '-':
+        if said != LOST:
             return f'Rank {other} of {size} failed, and the others with it: {said}'
     silent = sorted(set(range(size)) - set(heard))
     if not silent:
