@@ -148,7 +148,8 @@ def take(folder: Path, way: str, sizes: dict[str, Any], precision: str, steps: i
     """What each process does."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group('gloo')
-    optimizer = functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9)
+    # AdamW would make steps of the rate's size of gradients that are rounding noise; over many steps SGD diverges here.
+    optimizer = functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9) if steps == STEPS else None
     # Two micro-batches in each step, so that one process computes the same as two stages.
     train = mm.DataLoader(
         mm.open_snapshot(str(folder / 'shards')).split('train'), global_batch_size=BATCH // 2, shuffle=True,
