@@ -90,6 +90,6 @@ def test_the_tree_names_every_file_with_a_phrase() -> None:
             named.add(folders[depth] + name)
     code = {path for pattern in ('mmpipe/**/*.py', 'pipelines/*/*.py', 'examples/*.py', 'benchmarks/*.py')
             for path in ROOT.glob(pattern) if path.name != '__init__.py'}  # fmt: skip
-    pages = ('design', 'loading', 'training', 'tuning', 'federated', 'ray', 'stores')
+    pages = ('design', 'loading', 'training', 'scale', 'tuning', 'federated', 'ray', 'stores')
     others = {*(f'docs/{page}.md' for page in pages), '.ci/run'}
     assert named == {path.relative_to(ROOT).as_posix() for path in code} | others

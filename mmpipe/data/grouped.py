@@ -93,6 +93,8 @@ class GroupedReader:
 def batches_at_once(task: BatchTask, batch_size: int) -> int:
     """How many batches are worth reading at once: one, unless all their fields are dense and small.
 
+    And one of rows that each may lie in a file of its own, as the first batch would wait for all of these files.
+
     Args:
         task: what makes them.
         batch_size: rows of one.
@@ -102,7 +104,7 @@ def batches_at_once(task: BatchTask, batch_size: int) -> int:
     8
     """
     sizes = [task.rows.fields[name].bytes_per_row for name in task.fields]
-    if task.decode or task.host or not batch_size or any(size is None for size in sizes):
+    if task.decode or task.host or task.rows.scattered or not batch_size or any(size is None for size in sizes):
         return 1
     return int(np.clip(GROUP_BYTES // max(batch_size * sum(size or 0 for size in sizes), 1), 1, MOST))
 

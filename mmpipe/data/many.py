@@ -92,6 +92,11 @@ class ManyRows:
         """Names of the sources, in the order in which `sources` numbers them."""
         return tuple(self.parts)
 
+    @property
+    def scattered(self) -> bool:
+        """Whether those of some source are; see `mmpipe.shards.Rows.scattered`."""
+        return any(part.scattered for part in self.parts.values())
+
     @cached_property
     def snapshot(self) -> Snapshots:
         """All snapshots, as far as messages and run records need them."""
@@ -120,7 +125,7 @@ class ManyRows:
 
     def keys_at(self, positions: np.ndarray) -> np.ndarray:
         """Keys of the rows at int64 positions; see `mmpipe.shards.Rows.keys_at`."""
-        if 'keys' in vars(self) or not any(part.snapshot.indexed for part in self.parts.values()):
+        if 'keys' in vars(self) or not self.scattered:
             return self.keys[positions]
         sources, local = self.sources[positions], self.local[positions]
         out = np.empty(len(positions), dtype=object)

@@ -71,8 +71,8 @@ class FetchAhead:
             return
         from mmpipe.shards.copies import cache_limit
 
-        counts = ((), ()) if selection is None else np.unique(selection[:, 0], return_counts=True)
-        self._counts = dict(zip(*(list(each) for each in counts), strict=True))
+        blocks = np.zeros(0, dtype=np.int64) if selection is None else selection[:, 0]
+        self._blocks, self._counts = np.unique(blocks, return_counts=True)
         self._limit = cache_limit() // 4 if ahead_bytes is None else ahead_bytes
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix='mmpipe-fetch')
@@ -148,10 +148,16 @@ class FetchAhead:
         for block in blocks[np.argsort(first)].tolist():
             for name in self._fields:
                 shards = self._snapshot.shards_of(block, name)
-                few = block in self._counts and pays(self._snapshot.fields[name], shards[0], self._counts[block])
+                count = self._count(block)
+                few = count > 0 and pays(self._snapshot.fields[name], shards[0], count)
                 if not few or len(shards) > 1:
                     found.update({shard.path: shard for shard in shards})
         return list(found.values())
+
+    def _count(self, block: int) -> int:
+        """Rows of a block that are read in all; 0 where that is not known."""
+        at = int(np.searchsorted(self._blocks, block))
+        return int(self._counts[at]) if at < len(self._blocks) and self._blocks[at] == block else 0
 
     def _hold(self, found: dict[str, tuple[Shard, pa.NativeFile | None]]) -> None:
         """Hold some copies, and let go of those held longest where there are many."""

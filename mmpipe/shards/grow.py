@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from mmpipe.shards.files import put, sha256_of, table_bytes
 from mmpipe.shards.index import keys_table, read_system, rowids_table
 from mmpipe.shards.leaf import Leaf, Shard
 from mmpipe.shards.root import Root
-from mmpipe.shards.tree import Branch, Named, ShardList, read_table
+from mmpipe.shards.tree import THREADS, Branch, Named, ShardList, read_table
 
 FEW = 1000  # files that are looked at one by one: an object store lists so many in a request
 
@@ -47,20 +48,35 @@ def save_tree(root: Root, shards: ShardList, latest: ShardList | None) -> dict[s
     return {'path': path, 'sha256': sha, 'files': len(whole), 'leaves': len(branches)}
 
 
-def check_files(root: Root, shards: Iterable[Shard], identity: str) -> None:
+def check_files(root: Root, shards: Iterable[Shard], identity: str, *, few: bool = False) -> None:
     """Look whether shards are there with their bytes.
+
+    Args:
+        root: where.
+        shards: which.
+        identity: id of their snapshot, for messages.
+        few: whether they are a small part of those that are there.
 
     Raises:
         ShardError: one is not.
     """
     shards = list(shards)
-    sizes = root.sizes({shard.path for shard in shards})
+    names = {shard.path for shard in shards}
+    # Of many, listing all that a store holds takes fewer requests; of the few that are new among very many it does not.
+    sizes = _sizes_of(root, names) if few and len(names) <= FEW else root.sizes(names)
     for shard in shards:
         if sizes.get(shard.path) != shard.bytes:
             raise ShardError(
                 f"shard '{root.at(shard.path)}' of snapshot '{identity}' is missing or has not its "
                 f'{shard.bytes} bytes. Restore it, or write the snapshot again into a new root.'
             )
+
+
+def _sizes_of(root: Root, names: Iterable[str]) -> dict[str, int]:
+    names = list(names)
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = dict(zip(names, pool.map(root.entry, names), strict=True))
+    return {name: entry.size for name, entry in found.items() if entry is not None}
 
 
 def _written(root: Root, branch: Branch, leaf: Leaf, names: Sequence[str], before: Branch | None) -> Branch:
@@ -73,7 +89,7 @@ def _written(root: Root, branch: Branch, leaf: Leaf, names: Sequence[str], befor
         old = before.leaf or Leaf.read(read_table(root, before.list))
     known = set() if old is None else set(old.digests.tolist())
     fresh = [leaf[at] for at, digest in enumerate(leaf.digests.tolist()) if digest not in known]
-    check_files(root, fresh, 'to be written')
+    check_files(root, fresh, 'to be written', few=True)
     keys, rowids = _indexes(root, leaf, old, before)
     put(root, 'manifests', data, '.arrow')
     return replace(branch, list=_name(data), keys=_put(root, keys), rowids=_put(root, rowids), leaf=leaf, before=None)

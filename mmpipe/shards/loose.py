@@ -30,6 +30,7 @@ class LooseRows:
     """
 
     id, root = 'none', 'memory'  # of the snapshot, in messages
+    scattered = False  # as `mmpipe.shards.Rows` says
 
     def __init__(self, fields: Sequence[Field], columns: Mapping[str, Sequence[Any]], *, keys: Sequence[str]) -> None:
         self.fields = {field.name: field for field in fields}

@@ -51,6 +51,11 @@ class Rows:
         """The snapshot's fields by name."""
         return self.snapshot.fields
 
+    @property
+    def scattered(self) -> bool:
+        """Whether they lie in so many shards that each may have to open one."""
+        return self.snapshot.indexed
+
     @cached_property
     def places(self) -> np.ndarray:
         """Where the rows lie: int64 `[n, 2]` of block and row."""

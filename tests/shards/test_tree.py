@@ -6,6 +6,7 @@ import itertools
 import json
 import sys
 import tempfile
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from mmpipe.shards import reader as readers
 from mmpipe.shards import rows as rows_module
 from mmpipe.shards import tree as trees
 from mmpipe.shards.leaf import LEAF_BLOCKS
+from mmpipe.shards.objects import ObjectRoot
 from mmpipe.shards.root import LocalRoot
 
 BENCHMARKS = str(Path(__file__).parents[2] / 'benchmarks')
@@ -316,7 +318,7 @@ def test_a_million_entries_open_differ_and_resume_by_what_is_looked_at(tmp_path,
     counted['opened'] = counted['shards'] = 0
     snapshot = open_snapshot(tmp_path)
     train = snapshot.split('train')
-    assert counted['opened'] == 4 + len(snapshot.shards.branches)
+    assert counted['opened'] == 5 + len(snapshot.shards.branches)  # the pointer, too
     assert counted['shards'] == 0
     loader = DataLoader(train, batch_size=256, shuffle=True, device='cpu', num_workers=0)
     sequence = loader.batches.sequence(0)
@@ -340,3 +342,28 @@ def test_a_million_entries_open_differ_and_resume_by_what_is_looked_at(tmp_path,
     written = [path.stat().st_size for path in (tmp_path / 'manifests').iterdir() if path.name not in there]
     assert sum(written) < 1 << 20
     assert made.diff(open_snapshot(tmp_path, snapshot.id)).added == tuple(many_shards.keys_of(blocks))
+
+
+def test_on_a_store_a_leaf_is_fetched_once_and_a_commit_lists_no_shards(cache, small_leaves, monkeypatch):
+    url = f'memory://shards/{uuid.uuid4().hex}'
+    old = written(url, {block: ['train', 'val'] for block in range(9)}, set())
+    shard = write_block(url, [PRICE], Block(keys=['new'], columns={'price': [1.0]}), index=9)
+    listed, list_folder = [], ObjectRoot.entries
+    monkeypatch.setattr(ObjectRoot, 'entries', lambda self, folder: listed.append(folder) or list_folder(self, folder))
+    made = commit(url, [PRICE], grown(old, shard), splits={'train': 9, 'val': 9, '': 1})
+    assert 'shards' not in listed
+    for file in cache.glob('*/*'):
+        file.unlink()
+    fetched, mapped = [], ObjectRoot.mapped
+
+    def noting(self, name, **options):
+        fetched.append(name)
+        return mapped(self, name, **options)
+
+    monkeypatch.setattr(ObjectRoot, 'mapped', noting)
+    rows = open_snapshot(url).rows()
+    assert rows.hashes.tolist() == [*old.rows().hashes.tolist(), key_hash('new')]
+    assert not [name for name in fetched if name.startswith('shards/')]
+    assert rows.keys_at(np.array([18])).tolist() == ['new']
+    assert [name for name in fetched if name.startswith('shards/')] == [shard.path]
+    assert made.diff(old).added == ('new',)
