@@ -5,12 +5,13 @@ Each part is a script of its own, run in a process of its own; this one collects
 `parity_max_rel_fp32`, `parity_max_rel_bf16`  `scale_parallel.py`: five steps over processes beside one process
 `dp_input_overhead`                           `scale_parallel.py`: two ranks, share of the time that waits for data
 `tune_scaling`                                `scale_tuning.py`: two processes of a search beside one
-`manifest_open_s`, `manifest_rss_mb`          `scale_manifest.py`: a snapshot of 10^6 shards
+`manifest_open_s`, `manifest_rss_mb`,         `scale_manifest.py`: a snapshot of 10^6 shards
+`manifest_first_batch_s`
 `federated_overhead`                          `scale_federated.py`: a round beside the trainings in it
 `random_kills_ok`                             ranks (`scale_kills.py`), processes of Ray (`scale_ray.py`) and clients of
                                               a federation, 20 kills each: those that were survived
 
-The whole takes some 50 minutes on two cores.
+The whole takes some 50 minutes on two cores. It wants the extras `federated`, `ray` and `tune`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from harness import Bench, Figure
 
 HERE = Path(__file__).resolve().parent
 PARTS = {
-    'scale_parallel': 'function', 'scale_manifest': 'function', 'scale_tuning': 'script', 'scale_federated': 'script',
+    'scale_parallel': 'function', 'scale_manifest': 'script', 'scale_tuning': 'script', 'scale_federated': 'script',
     'scale_kills': 'function', 'scale_ray': 'function',
 }  # fmt: skip
 """Whether a part is asked by its `figures(quick=...)`, or by its command line."""
@@ -39,7 +40,7 @@ WANTED = {
 ASK = 'import json, {part}; print("\\n" + json.dumps({part}.figures(quick={quick})))'
 
 
-def measured(part: str, folder: str, *, quick: bool) -> tuple[dict[str, Figure], Any]:
+def measured(part: str, folder: str, *, quick: bool, repeats: int | None) -> tuple[dict[str, Figure], Any]:
     """Figures of one part, and its notes.
 
     Raises:
@@ -48,6 +49,7 @@ def measured(part: str, folder: str, *, quick: bool) -> tuple[dict[str, Figure],
     command = [sys.executable, '-c', ASK.format(part=part, quick=quick)]
     if PARTS[part] == 'script':
         command = [sys.executable, f'{part}.py', '--json', '--out', folder, *(['--quick'] if quick else [])]
+        command += [] if repeats is None else ['--repeats', str(repeats)]
     done = subprocess.run(command, cwd=HERE, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f'{part} ended with {done.returncode}')
@@ -66,7 +68,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, bench.recording():
         for part in PARTS:
             print(f'scale: {part}', file=sys.stderr, flush=True)
-            figures, notes = measured(part, folder, quick=bench.quick)
+            figures, notes = measured(part, folder, quick=bench.quick, repeats=bench.repeats)
             bench.figures |= figures
             if notes:
                 bench.notes[part] = notes
