@@ -48,6 +48,18 @@ def test_a_search_in_two_processes_is_measured() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_all_that_lies_past_one_process_is_collected() -> None:
+    pytest.importorskip('ray')
+    found = quick('scale')
+    kills = found['rank_kills_ok'] + found['ray_kills_ok'] + found['federated_kills_ok']
+    assert found['random_kills_ok'] == kills > 0
+    assert found['parity_max_rel_fp32'] <= 1e-5
+    assert found['parity_same_keys'] == 2
+    assert {'dp_input_overhead', 'tune_scaling', 'manifest_open_s', 'manifest_rss_mb'} <= found.keys()
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_samplers_are_measured() -> None:
     found = quick('tuning_search')
