@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmpipe.data.device import device_name, resolve
+from mmpipe.data.device import device_name
 from mmpipe.data.loader import DataLoader
 from mmpipe.data.ranks import is_first, world
 from mmpipe.durable import write_bytes
-from mmpipe.errors import ConfigError, DataError
+from mmpipe.errors import ConfigError
 from mmpipe.models.multitask import check_freeze
 from mmpipe.models.transfer import TransferFactory
 from mmpipe.models.weights_file import put_weights
@@ -37,28 +37,24 @@ from mmpipe.runs.lock import training
 from mmpipe.runs.served import stored_fields
 from mmpipe.shards import Rows
 from mmpipe.shards.root import place_of
-from mmpipe.train.balancing import Balancing, check_balancing, make_balancing, name_of, takes_gradients
+from mmpipe.train.balancing import Balancing, check_balancing, name_of
 from mmpipe.train.build import built
 from mmpipe.train.callbacks import Callback
+from mmpipe.train.checks import check_fields, check_loaders, check_parallel, check_spread
 from mmpipe.train.classes import check_classes, known_classes
 from mmpipe.train.compiling import compile_parts
 from mmpipe.train.distributed import from_rank_0
-from mmpipe.train.embed import check_features
-from mmpipe.train.evaluate import fields_of, tasks_of
+from mmpipe.train.evaluate import tasks_of
 from mmpipe.train.from_record import how_to_go_on
-from mmpipe.train.inputs import check_batches, check_inputs, check_shared
 from mmpipe.train.loop import Loop
 from mmpipe.train.optimizer import OptimizerFactory, SchedulerFactory, name_of_factory
 from mmpipe.train.parallel import WHOLE, Parallel, laid_out
 from mmpipe.train.parent import carry_weights, lineage_of, parent_of
-from mmpipe.train.pipelined import cut_of
 from mmpipe.train.precision import check_precision
 from mmpipe.train.random_numbers import borrowed_generators, seed_generators
 from mmpipe.train.recompute import forget_blocks
 from mmpipe.train.resume import check_resumed, unfinished_run
-from mmpipe.train.sharded import tensor_plan_of
 from mmpipe.train.tasks import Task
-from mmpipe.train.zero import STAGES, check_beside
 
 OUTSIDE = ('progress', 'runs', 'device', 'callbacks', 'parallel')
 """Settings about this process, not about what is trained."""
@@ -185,7 +181,7 @@ class Trainer:
             raise ConfigError(f"Trainer(sharded_checkpoints={self.sharded_checkpoints!r}): True, False or 'auto'.")
         check_precision(self.precision)
         check_balancing(self.balancing)
-        self._check_parallel()
+        check_parallel(self)
         if self.schedule not in SCHEDULES:
             raise ConfigError(
                 f'Trainer(schedule={self.schedule!r}): one of {", ".join(map(repr, SCHEDULES))} is meant.'
@@ -275,7 +271,7 @@ class Trainer:
                 'resume=<run> goes on with that run, continue_from= starts a new one: pass one of them (or '
                 "resume='auto' with continue_from=, in a script that may be started again)."
             )
-        self._check_loaders(train, val)
+        check_loaders(train, val, device=self.device)
         if isinstance(factory, Run):
             raise ConfigError(
                 f'fit needs what makes a model, not {factory!r}: pass a factory with continue_from=run to train on, '
@@ -290,14 +286,8 @@ class Trainer:
                 model = built(factory, args, device=train.device)
                 wanted = tasks_of(model, tasks)
                 if mesh is not None:
-                    check_shared(train)
-                    if self.parallel.tp > 1:
-                        tensor_plan_of(model)
-                    if self.parallel.pp > 1:
-                        cut_of(model, self.parallel.pp)
-                    if self.parallel.sharding in STAGES:
-                        check_beside(make_balancing(self.balancing, wanted))
-                fields = self._check_fields(model, wanted, train, val)
+                    check_spread(self, model, wanted, train)
+                fields = check_fields(model, wanted, train, val)
                 if val is not None and resume in (None, 'auto'):  # else they were compared when it began
                     known = known_classes(None if isinstance(factory, TransferFactory) else parent)
                     check_classes(wanted, train.rows, val.rows, known=known, allow=allow_unseen)
@@ -360,63 +350,6 @@ class Trainer:
             if field.name not in OUTSIDE:
                 given[field.name] = 'default' if same else self._made_at  # type: ignore[attr-defined]
         return given
-
-    def _check_parallel(self) -> None:
-        if not isinstance(self.parallel, Parallel):
-            raise ConfigError(f'Trainer(parallel={self.parallel!r}): an mm.Parallel is meant.')
-        without = {
-            'ema': self.ema is not None, 'unfreeze': self.unfreeze is not None, 'compile': bool(self.compile),
-            'precision': self.precision == 'fp16', 'balancing': takes_gradients(self.balancing),
-        }  # fmt: skip
-        for name in [name for name, given in without.items() if given and not self.parallel.whole]:
-            raise ConfigError(
-                f'Trainer({name}={getattr(self, name)!r}) needs the whole model on every rank, and {self.parallel} has '
-                f'it in parts: leave {name} out{" (bf16 works)" if name == "precision" else ""}, or use Parallel().'
-            )
-        if self.accumulate < self.parallel.pp:
-            raise ConfigError(
-                f'Trainer(accumulate={self.accumulate}) gives {self.parallel} fewer micro-batches in a step than it '
-                f'has stages, so that some would always wait: pass accumulate={4 * self.parallel.pp}, and a smaller '
-                f'batch.'
-            )
-
-    def _check_loaders(self, train: DataLoader, val: DataLoader | None) -> None:
-        for what, loader in (('train', train), ('val', val)):
-            if loader is not None and not isinstance(loader, DataLoader):
-                raise ConfigError(
-                    f'{what}= is a {type(loader).__name__}. The trainer needs an mm.DataLoader: it must know rows and '
-                    f'position to check labels and to resume. (An mm.ShardDataset works in your own loop.)'
-                )
-        if self.device != 'auto' and resolve(self.device).type != train.device.type:
-            raise ConfigError(
-                f"Trainer(device={self.device!r}), but train loads to '{train.device}': give both one device=."
-            )
-        if val is not None and val.device != train.device:
-            raise ConfigError(f"train loads to '{train.device}' and val to '{val.device}': give both one device=.")
-        check_batches(train, what='train')
-        if val is not None:
-            check_batches(val, what='val')
-
-    def _check_fields(
-        self, model: nn.Module, tasks: tuple[Task, ...], train: DataLoader, val: DataLoader | None
-    ) -> list[str] | None:
-        fields = fields_of(model, tasks)
-        for what, loader in (('train', train), ('val', val)):
-            if loader is None:
-                continue
-            for field in fields or [task.field for task in tasks]:
-                if field not in loader.fields:
-                    snapshot = loader.rows.snapshot
-                    raise DataError(
-                        f'The model needs field {field!r}, which the {what} loader does not load; it loads '
-                        f'{", ".join(loader.fields)} of snapshot {snapshot.id} in {snapshot.root!r}. Add the field to '
-                        f'fields= of mm.snapshot or of the loader, or leave out its encoder or task.'
-                    )
-            check_features(model, loader.rows)
-            for task in tasks:
-                task.check(loader.rows, what=what)
-            check_inputs(model, loader.fresh(fields=fields), what=what)
-        return fields
 
     def _run_to_resume(
         self,
