@@ -68,7 +68,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, bench.recording():
         for part in PARTS:
             print(f'scale: {part}', file=sys.stderr, flush=True)
-            figures, notes = measured(part, folder, quick=bench.quick, repeats=bench.repeats)
+            try:
+                figures, notes = measured(part, folder, quick=bench.quick, repeats=bench.repeats)
+            except RuntimeError as error:  # its figures are missing then; what the others found is not lost
+                bench.notes.setdefault('failed', []).append(str(error))
+                continue
+            for name, figure in figures.items():
+                print(f'{name}  {figure}', file=sys.stderr, flush=True)
             bench.figures |= figures
             if notes:
                 bench.notes[part] = notes

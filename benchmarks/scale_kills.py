@@ -98,7 +98,7 @@ def rank(folder: Path, options: Mapping[str, Any]) -> Run:
         loader = mm.DataLoader(rows, global_batch_size=BATCH, shuffle=True, seed=3, device='cpu')
         trainer = mm.Trainer(
             epochs=options['epochs'], runs=folder / 'runs', parallel=mm.Parallel(**options.get('parallel', {})),
-            optimizer=functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9), schedule='cosine',
+            optimizer=functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9), schedule='cosine', clip=1.0,
             checkpoint_every=2, checkpoint_seconds=None, log_every=1, callbacks=[NoteStart(seen)],
             sharded_checkpoints=options.get('sharded', 'auto'),
             progress=lambda *_: time.sleep(options.get('pause_s', PAUSE_S)),
@@ -220,7 +220,7 @@ def drive(folder: Path, count: int, seed: int, options: Mapping[str, Any], *, pr
         'status': ours.status,
         'steps': len(wanted),
         'same_rows': sum(there.get(step) == keys for step, keys in wanted.items()) if len(there) == len(wanted) else 0,
-        'difference': difference(ours, theirs),
+        'difference': difference(ours, theirs) if ours.status == 'finished' else None,
     }
 
 
