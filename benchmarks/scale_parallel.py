@@ -6,6 +6,8 @@ takes them under torchrun with gloo, and so does one process with the same micro
 losses and the gradient of the last step: |one - spread| / |one|, of the gradient by its norm over all parameters.
 
 `parity_max_rel_fp32`, `parity_max_rel_bf16`   the largest of all ways and steps
+`parity_loss_<precision>`                      the largest of losses alone
+`parity_noise_bf16`                            one process with bf16 beside one process with fp32: what rounding does
 `parity_<way>_<precision>`                     of one way
 `parity_worst_tensor_fp32`                     of gradients by the norm of each parameter; those that are rounding
                                                noise (below 1e-6 of the whole) left out
@@ -58,26 +60,31 @@ def figures(*, quick: bool) -> Figures:
     Args:
         quick: two ways, to see it run.
     """
-    ways = {way: WAYS[way] for way in ('fsdp', 'pipeline')} if quick else WAYS
+    ways = {way: WAYS[way] for way in ('fsdp', 'pipeline') if way in WAYS} if quick else WAYS
     found: Figures = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write(folder / 'shards', 512)
-        worst_tensor, same = 0.0, []
+        worst_tensor, same, ones = 0.0, [], {}
         for precision in ('fp32', 'bf16') if BF16 and not quick else ('fp32',):
             spawn(folder, 'one', 1, {}, precision=precision)
-            one = read(folder / f'one-{precision}')
-            most = 0.0
+            one = ones[precision] = read(folder / f'one-{precision}')
+            most = loss = 0.0
             for way, (processes, sizes) in ways.items():
                 spawn(folder, way, processes, sizes, precision=precision)
                 losses, tensors, keys = read(folder / f'{way}-{precision}')
                 apart = max(_apart(losses, one[0]), _norm(one[1], tensors) / _norm(one[1]))
                 found[f'parity_{way}_{precision}'] = (apart, 'relative')
-                most = max(most, apart)
+                most, loss = max(most, apart), max(loss, _apart(losses, one[0]))
                 same.append(keys == one[2])
                 if precision == 'fp32':
                     worst_tensor = max(worst_tensor, _worst(one[1], tensors))
             found[f'parity_max_rel_{precision}'] = (most, 'relative')
+            found[f'parity_loss_{precision}'] = (loss, 'relative')
+        if 'bf16' in ones:
+            low, full = ones['bf16'], ones['fp32']
+            noise = max(_apart(low[0], full[0]), _norm(full[1], low[1]) / _norm(full[1]))
+            found['parity_noise_bf16'] = (noise, 'relative')
         found['parity_worst_tensor_fp32'] = (worst_tensor, 'relative')
         found['parity_same_keys'] = (sum(same), f'of {len(same)}')
         found['dp_input_overhead'] = (input_overhead(folder, rounds=1 if quick else 3, quick=quick), 'of a step')
@@ -148,8 +155,8 @@ def take(folder: Path, way: str, sizes: dict[str, Any], precision: str, steps: i
     """What each process does."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group('gloo')
-    # AdamW would make steps of the rate's size of gradients that are rounding noise; over many steps SGD diverges here.
-    optimizer = functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9) if steps == STEPS else None
+    # AdamW would make steps of the rate's size of gradients that are rounding noise; input is measured with it.
+    optimizer = functools.partial(torch.optim.SGD, lr=1e-3, momentum=0.9) if steps == STEPS else None
     # Two micro-batches in each step, so that one process computes the same as two stages.
     train = mm.DataLoader(
         mm.open_snapshot(str(folder / 'shards')).split('train'), global_batch_size=BATCH // 2, shuffle=True,

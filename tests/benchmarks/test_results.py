@@ -80,6 +80,19 @@ def test_the_readme_says_how_the_loader_was_measured_beside_others() -> None:
         assert text in readme
 
 
+def test_the_table_of_searches_is_that_of_the_record() -> None:
+    text = (BENCHMARKS / 'README.md').read_text(encoding='utf-8')
+    figures = json.loads((BENCHMARKS / 'results' / 'tuning_search.json').read_text(encoding='utf-8'))['figures']
+    for name, label in (('random', 'random'), ('tpe', 'TPE'), ('gp', 'GP')):
+        cells = []
+        for problem in ('digits', 'diabetes'):
+            for what, digits in (('trials', 0), ('s', 1)):
+                figure = figures[f'{problem}_{name}_{what}']
+                median, low, high = (f'{figure[key]:.{digits}f}' for key in ('median', 'q1', 'q3'))
+                cells.append(f'{median} ({low} to {high})')
+        assert f'| {label} | {" | ".join(cells)} |' in text, name
+
+
 def test_the_tables_of_real_data_are_those_of_the_record() -> None:
     text = (BENCHMARKS / 'README.md').read_text(encoding='utf-8')
     figures = json.loads((BENCHMARKS / 'results' / 'real_data.json').read_text(encoding='utf-8'))['figures']
