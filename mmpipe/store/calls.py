@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmpipe.store.engine import start
+from mmpipe.store.failure import machine_failure
 from mmpipe.store.feed import Rowid
 from mmpipe.store.made import tree_of
 from mmpipe.store.rows import rowid_expressions, rowids_of, select_rows
@@ -123,7 +124,9 @@ def arguments_of(table: Any, call: Call, rowids: Sequence[Rowid]) -> Iterator[di
     """
     try:
         read = select_rows(table, table, rowids, {f'a_{name}': each for name, each in call.expressions.items()})
-    except Exception:  # noqa: BLE001 (what a function in an argument raised; the rows beside it are good)
+    except Exception as error:  # what a function in an argument raised; the rows beside it are good
+        if machine_failure(error):  # no row did it, and none would be read in smaller parts
+            raise
         if len(rowids) == 1:
             yield None
             return

@@ -14,7 +14,7 @@ from mmpipe.train.embed import check_features
 from mmpipe.train.evaluate import fields_of
 from mmpipe.train.inputs import check_batches, check_inputs, check_shared
 from mmpipe.train.parallel import Parallel
-from mmpipe.train.pipelined import cut_of
+from mmpipe.train.pipelined import places_of
 from mmpipe.train.sharded import tensor_plan_of
 from mmpipe.train.tasks import Task
 from mmpipe.train.zero import STAGES, check_beside
@@ -158,6 +158,6 @@ def check_spread(trainer: Trainer, model: nn.Module, tasks: tuple[Task, ...], tr
     if parallel.tp > 1:
         tensor_plan_of(model)
     if parallel.pp > 1:
-        cut_of(model, parallel.pp)
+        places_of(model, parallel.pp)
     if parallel.sharding in STAGES:
         check_beside(make_balancing(trainer.balancing, tasks))

@@ -63,10 +63,13 @@ class Parallel:
     def __post_init__(self) -> None:
         for name in DIMENSIONS:
             value = getattr(self, name)
-            if (name, value) != ('dp_replicate', None) and (not isinstance(value, int) or value < 1):
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            if (name, value) != ('dp_replicate', None) and not whole:
                 raise ConfigError(f'Parallel({name}={value!r}): a whole number from 1 on is meant.')
         if self.sharding not in SHARDINGS:
             raise ConfigError(f'Parallel(sharding={self.sharding!r}) is none of {", ".join(map(repr, SHARDINGS))}.')
+        if not isinstance(self.offload, bool):
+            raise ConfigError(f'Parallel(offload={self.offload!r}): True or False is meant.')
         if self.sharding != 'fsdp':
             if self.dp_shard == 1:
                 raise ConfigError(f'{self}: say into how many parts by dp_shard.')

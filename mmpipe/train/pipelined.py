@@ -57,22 +57,15 @@ class Pipelined(OverRanks):
         """See `Strategy.prepare`: weights of other stages are let go of.
 
         Raises:
-            ConfigError: as `cut_of`; a stage would have nothing to train, or two of them share a weight.
+            ConfigError: as `places_of`.
             TrainError: no weight was let go of.
         """
         same_on_all(model, parameters=True)
+        places = places_of(model, self.stages)
         self.model, self.field, pieces = cut_of(model, self.stages)
         self.encoder = self.model.encoders[slot(self.field)]
         self.call = pieces[self.stage].call
         self.model.every_encoder = True  # else no gradient would come back where no row has the field
-        places = _places(self.model, self.encoder, pieces)
-        trained = {places[name] for name, parameter in model.named_parameters() if parameter.requires_grad}
-        idle = sorted(set(range(self.stages)) - trained)
-        if idle:
-            raise ConfigError(
-                f'Stage {idle[0]} of {self.stages} would have nothing to train: all of its layers are frozen. Pass a '
-                f'smaller Parallel(pp=...), or train more layers.'
-            )
         names = [name for name, place in places.items() if place == self.stage]
         _let_go(self.model, [name for name, place in places.items() if place != self.stage])
         if self.is_last:
@@ -307,8 +300,35 @@ def cut_of(model: nn.Module, stages: int) -> tuple[MultitaskModel, str, list[Pie
     return model, field, pieces_of(encoders[field], stages)
 
 
+def places_of(model: nn.Module, stages: int) -> dict[str, int]:
+    """{parameter or buffer: its stage}; what is outside of the encoder that is cut is on the last one.
+
+    Args:
+        model: an `mm.MultitaskModel`.
+        stages: how many.
+
+    Raises:
+        ConfigError: as `cut_of`; a stage would have nothing to train, or two of them share a weight.
+
+    >>> from mmpipe.train import regression
+    >>> encoder = nn.Sequential(nn.Linear(1, 4), nn.Linear(4, 4))
+    >>> encoder.out_features = 4
+    >>> places_of(MultitaskModel(encoders={'price': encoder}, tasks=[regression('price')]), 2)['encoders.price.1.bias']
+    1
+    """
+    model, field, pieces = cut_of(model, stages)
+    places = _places(model, model.encoders[slot(field)], pieces)
+    trained = {places[name] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    idle = sorted(set(range(stages)) - trained)
+    if idle:
+        raise ConfigError(
+            f'Stage {idle[0]} of {stages} would have nothing to train: all of its layers are frozen. Pass a smaller '
+            f'Parallel(pp=...), or train more layers.'
+        )
+    return places
+
+
 def _places(model: MultitaskModel, encoder: nn.Module, pieces: Sequence[Piece]) -> dict[str, int]:
-    """{parameter or buffer: its stage}; what is outside of the encoder is on the last one."""
     inside = {id(tensor) for tensor in [*encoder.parameters(), *encoder.buffers()]}
     stage_of: dict[int, int] = {}
     for stage, piece in enumerate(pieces):

@@ -19,13 +19,14 @@ import numpy as np
 import pixeltable as pxt
 import pytest
 import ray_functions
+import sqlalchemy.exc
 from processes import alive, gone
 from ray_functions import FOLDER, PAUSE, declare, noted, rows
 
 import mmpipe as mm
 from mmpipe.errors import ConfigError, MissingExtraError, PlanError
 from mmpipe.functions import counts, reset
-from mmpipe.store.calls import calls_in
+from mmpipe.store.calls import arguments_of, calls_in
 
 ray = pytest.importorskip('ray', reason="Ray is not installed: pip install 'mmpipe[ray]'")
 ONE = mm.RayEngine(actors=1, cpus=0.5)
@@ -289,6 +290,22 @@ def test_arguments_of_stale_columns_are_computed_instead_of_read(directory, call
     assert (str(read.expressions['weight']), str(made.expressions['weight'])) == ('weight', 'weight(x)')
     assert made.constants == {'by': 1}
     assert made.path == 'ray_functions.heavier'
+
+
+def test_a_lost_database_is_not_taken_for_rows_that_raise(directory, monkeypatch):
+    mm.apply(mm.plan(declare('weight', 'heavy'), directory))
+    table = pxt.get_table(f'{directory}/items')
+    (call,) = calls_in(table, 'heavy', [])
+    asked = []
+
+    def gone(*arguments):  # stands in for a Postgres that went away; tests/stores stops a real one
+        asked.append(arguments)
+        raise sqlalchemy.exc.OperationalError('select', {}, OSError('the server closed the connection'))
+
+    monkeypatch.setattr('mmpipe.store.calls.select_rows', gone)
+    with pytest.raises(sqlalchemy.exc.OperationalError):
+        list(arguments_of(table, call, [(number,) for number in range(100)]))
+    assert len(asked) == 1
 
 
 def test_a_worker_opens_no_database(tmp_path):

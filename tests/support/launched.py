@@ -22,6 +22,11 @@ def launch(shards: Path, runs: Path, processes: int, *, timeout_s: float = 120, 
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def losses(run) -> list[float]:
+    """Of its steps, as far as they were written."""
+    return [line['loss'] for line in run.history() if 'loss' in line]
+
+
 def stop(run) -> None:
     """As if it had been stopped where it is."""
     file = run.path / 'run.json'

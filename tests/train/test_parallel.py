@@ -212,6 +212,8 @@ def test_what_needs_the_whole_model_is_refused_beside_parts_of_it(options):
         ({'sharding': 'zero1'}, 'say into how many parts by dp_shard'),
         ({'dp_shard': 2, 'tp': 2, 'sharding': 'zero1'}, 'zero1 goes with dp_shard alone'),
         ({'dp_shard': 2, 'sharding': 'yafsdp', 'offload': True}, 'yafsdp goes with dp_shard alone'),
+        ({'dp_shard': 2, 'offload': 'yes'}, 'True or False is meant'),
+        ({'pp': True}, 'a whole number from 1 on'),
         ({'offload': True}, 'what is in parts is offloaded'),
         ({'pp': 2, 'tp': 2}, 'stages .pp. hold whole layers'),
     ],

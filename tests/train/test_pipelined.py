@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launched import launch, stop
+from launched import launch, losses, stop
 from parallel_script import train_once, write_rows
 from torch import nn
 
@@ -14,7 +14,7 @@ import mmpipe as mm
 from mmpipe.errors import ConfigError
 from mmpipe.models.weights_file import load_weights
 from mmpipe.runs import open_run
-from mmpipe.train.pipelined import cut_of
+from mmpipe.train.pipelined import cut_of, places_of
 
 TWO = {'accumulate': 2, 'global_batch': 4}
 WAYS = {
@@ -34,10 +34,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('vit') / 'shards'
     write_rows(folder)
     return folder
-
-
-def losses(run) -> list[float]:
-    return [line['loss'] for line in run.history() if 'loss' in line]
 
 
 @pytest.mark.slow
@@ -103,6 +99,23 @@ def test_a_model_without_an_encoder_that_can_be_cut_is_refused():
     bare = mm.BareModel(nn.Flatten(0), inputs='price', tasks=[mm.regression('price')])
     with pytest.raises(ConfigError, match='this model is a BareModel'):
         cut_of(bare, 2)
+
+
+def test_a_stage_whose_layers_are_all_frozen_is_refused():
+    model = mm.MultitaskModel(
+        encoders={'title': sized(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8)), 8)}, tasks=[mm.regression('price')]
+    )
+    model.freeze('encoders')
+    with pytest.raises(ConfigError, match='Stage 0 of 2 would have nothing to train'):
+        places_of(model, 2)
+
+
+def test_stages_that_share_a_weight_are_refused():
+    one, other = nn.Linear(8, 8), nn.Linear(8, 8)
+    other.weight = one.weight
+    model = mm.MultitaskModel(encoders={'title': sized(nn.Sequential(one, other), 8)}, tasks=[mm.regression('price')])
+    with pytest.raises(ConfigError, match='on stages 0 and 1 share a weight'):
+        places_of(model, 2)
 
 
 def test_fewer_micro_batches_than_stages_are_refused():

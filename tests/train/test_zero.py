@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launched import launch, stop
+from launched import launch, losses, stop
 from parallel_script import train_once, write_rows
 
 import mmpipe as mm
@@ -30,10 +30,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('vit') / 'shards'
     write_rows(folder)
     return folder
-
-
-def losses(run) -> list[float]:
-    return [line['loss'] for line in run.history() if 'loss' in line]
 
 
 @needs_deepspeed
