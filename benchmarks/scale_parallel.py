@@ -8,6 +8,8 @@ losses and the gradient of the last step: |one - spread| / |one|, of the gradien
 `parity_max_rel_fp32`, `parity_max_rel_bf16`   the largest of all ways and steps
 `parity_loss_<precision>`                      the largest of losses alone
 `parity_noise_bf16`                            one process with bf16 beside one process with fp32: what rounding does
+`parity_halves_bf16`                           one process that adds the halves of the products which two cut, each
+                                               rounded, beside one that does not: what rounding adds to 'tensor'
 `parity_<way>_<precision>`                     of one way
 `parity_worst_tensor_fp32`                     of gradients by the norm of each parameter; those that are rounding
                                                noise (below 1e-6 of the whole) left out
@@ -83,8 +85,11 @@ def figures(*, quick: bool) -> Figures:
             found[f'parity_loss_{precision}'] = (loss, 'relative')
         if 'bf16' in ones:
             low, full = ones['bf16'], ones['fp32']
-            noise = max(_apart(low[0], full[0]), _norm(full[1], low[1]) / _norm(full[1]))
-            found['parity_noise_bf16'] = (noise, 'relative')
+            spawn(folder, 'halves', 1, {}, precision='bf16')
+            halves = read(folder / 'halves-bf16')
+            for name, beside, other in (('noise', full, low), ('halves', low, halves)):
+                apart = max(_apart(other[0], beside[0]), _norm(beside[1], other[1]) / _norm(beside[1]))
+                found[f'parity_{name}_bf16'] = (apart, 'relative')
         found['parity_worst_tensor_fp32'] = (worst_tensor, 'relative')
         found['parity_same_keys'] = (sum(same), f'of {len(same)}')
         found['dp_input_overhead'] = (input_overhead(folder, rounds=1 if quick else 3, quick=quick), 'of a step')
@@ -134,14 +139,29 @@ def write(folder: Path, rows: int) -> None:
     write_snapshot(folder, fields, Block(keys=keys, columns=columns, splits=['train'] * rows))
 
 
-def build() -> mm.MultitaskModel:
+def build(halves: bool = False) -> mm.MultitaskModel:
     encoder = mm.encoders.timm('vit_tiny_patch16_224', img_size=SIDE)
+    for name, style in encoder.tensor_plan().items() if halves else ():
+        in_halves(encoder.get_submodule(name), by_rows=type(style).__name__ == 'RowwiseParallel')
     model = mm.MultitaskModel(
         encoders={'photo': encoder}, tasks=[mm.classification('digit', 10), mm.regression('ink')], dropout=0.0
     )
     kept['model'], kept['keys'] = model, []
     model.register_forward_pre_hook(lambda module, inputs: kept['keys'].extend(inputs[0]['_key']))
     return model
+
+
+def in_halves(layer: torch.nn.Linear, *, by_rows: bool) -> None:
+    """Let it compute what each of two processes would, and put that together."""
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        if by_rows:
+            pairs = zip(x.chunk(2, -1), layer.weight.chunk(2, 1), strict=True)
+            return sum(torch.nn.functional.linear(part, weight) for part, weight in pairs) + layer.bias
+        pairs = zip(layer.weight.chunk(2), layer.bias.chunk(2), strict=True)
+        return torch.cat([torch.nn.functional.linear(x, weight, bias) for weight, bias in pairs], dim=-1)
+
+    layer.forward = forward
 
 
 class Losses(Callback):
@@ -166,7 +186,7 @@ def take(folder: Path, way: str, sizes: dict[str, Any], precision: str, steps: i
         epochs=20, max_steps=steps, accumulate=2, log_every=1, optimizer=optimizer, precision=precision,
         callbacks=[Losses()], parallel=mm.Parallel(**sizes), checkpoint_seconds=None, runs=folder / 'runs',
     )  # fmt: skip
-    trainer.fit(build, train, name=way if steps != STEPS else f'{way}-{precision}')
+    trainer.fit(build, train, args={'halves': way == 'halves'}, name=way if steps != STEPS else f'{way}-{precision}')
     model = kept['model']
     gradients = {
         name: whole_of(parameter.grad).detach() for name, parameter in model.named_parameters()

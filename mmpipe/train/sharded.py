@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,13 +20,16 @@ from mmpipe.models.spread import mesh_of, whole_of
 from mmpipe.train.distributed import same_on_all, sum_gradients
 from mmpipe.train.strategy import OverRanks
 
+NORMALISING = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
 
 class Sharded(OverRanks):
     """See `mmpipe.train.strategy.Strategy`; parameters become `DTensor`s in place, and the model itself is called.
 
     Args:
         mesh: of `mmpipe.train.parallel.DIMENSIONS`.
-        precision: of the training: with 'bf16', blocks gather their parameters in it; sums of gradients stay float32.
+        precision: of the training: with 'bf16', blocks gather their parameters in it, but for those of normalising
+            layers; sums of gradients stay float32. Autocast then computes what it does in one process.
         offload: keep what is sharded in the host's memory.
     """
 
@@ -52,19 +56,30 @@ class Sharded(OverRanks):
         self._assert_applied(model)
 
     def _shard(self, model: nn.Module, blocks: Sequence[nn.Module], mesh: Any) -> None:
-        low = self.precision == 'bf16'
-        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if low else MixedPrecisionPolicy()
+        # Autocast chooses what an operation takes: with inputs cast too, what is added from block to block would lose
+        # bits that it keeps in one process. It normalises in float32, and a CPU has no kernel for weights of another.
+        full = MixedPrecisionPolicy(cast_forward_inputs=False)
+        half = replace(full, param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        policy = half if self.precision == 'bf16' else full
         # Not yet run: it needs a CUDA device.
         options: dict[str, Any] = {'offload_policy': CPUOffloadPolicy()} if self.offload else {}
+        wrapped = 1
         for block in blocks:
-            fully_shard(block, mesh=mesh, mp_policy=policy, **options)
+            norms: list[nn.Module] = [
+                part for part in block.modules() if isinstance(part, NORMALISING) and list(part.parameters())
+            ]
+            if policy is half and norms and norms != [block]:  # of one block together, in one message
+                fully_shard(norms, mesh=mesh, mp_policy=full, **options)
+                wrapped += len(norms)
+            fully_shard(block, mesh=mesh, mp_policy=full if norms == [block] else policy, **options)
+            wrapped += 1
         fully_shard(model, mesh=mesh, **options)
         self._parts = [part for part in model.modules() if isinstance(part, FSDPModule)]
         for part in self._parts:  # losses are divided by the labels of all ranks, so gradients are summed
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)
-        if len(self._parts) != len(blocks) + 1:
-            raise TrainError(f'fully_shard wrapped {len(self._parts)} modules of {len(blocks) + 1}.')
+        if len(self._parts) != wrapped:
+            raise TrainError(f'fully_shard wrapped {len(self._parts)} modules of {wrapped}.')
 
     def callable(self, model: nn.Module) -> nn.Module:
         """See `Strategy.callable`."""

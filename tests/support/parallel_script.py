@@ -33,10 +33,13 @@ def write_rows(folder: Path, rows: int = 48) -> None:
     write_snapshot(folder, fields, block)
 
 
-def build(dim: int = 32, depth: int = 2):
-    encoder = mm.encoders.timm(
-        'vit_tiny_patch16_224', img_size=16, patch_size=8, embed_dim=dim, depth=depth, num_heads=2
-    )
+def build(dim: int = 32, depth: int = 2, convolving: bool = False):
+    if convolving:  # and normalising over the batch
+        encoder = mm.encoders.timm('resnet18', layers=(1,) * 4, channels=(8, 8, 8, dim), stem_width=8)
+    else:
+        encoder = mm.encoders.timm(
+            'vit_tiny_patch16_224', img_size=16, patch_size=8, embed_dim=dim, depth=depth, num_heads=2
+        )
     return mm.MultitaskModel(
         encoders={'photo': encoder}, tasks=[mm.classification('kind', 4), mm.regression('price')], hidden=16,
         dropout=0.0,
@@ -61,8 +64,8 @@ def main(shards: str, runs: str, options: str) -> None:
 
 
 def train_once(
-    shards: str, runs: str, parallel: mm.Parallel, *, dim: int = 32, depth: int = 2, global_batch: int = 8,
-    pad_last: bool = True, first_saves_s: float | None = None, **options,
+    shards: str, runs: str, parallel: mm.Parallel, *, dim: int = 32, depth: int = 2, convolving: bool = False,
+    global_batch: int = 8, pad_last: bool = True, first_saves_s: float | None = None, **options,
 ) -> list:  # fmt: skip
     snapshot = open_snapshot(shards)
     train = mm.DataLoader(
@@ -77,7 +80,8 @@ def train_once(
         options['checkpoint_seconds'] = first_saves_s
     settings = {'epochs': 3, 'max_steps': 5, 'log_every': 1, 'lr': 1e-3, 'clip': 1.0, **options}
     trainer = mm.Trainer(runs=runs, callbacks=[losses], parallel=parallel, **settings)
-    trainer.fit(build, train, val, args={'dim': dim, 'depth': depth}, name='vit', resume='auto')
+    args = {'dim': dim, 'depth': depth, 'convolving': convolving}
+    trainer.fit(build, train, val, args=args, name='vit', resume='auto')
     return losses.found
 
 

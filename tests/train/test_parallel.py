@@ -139,6 +139,21 @@ def test_with_bf16_the_losses_are_those_of_one_process_to_a_percent(shards, alon
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    'options',
+    [{}, {'recompute': True, 'accumulate': 2}, {'convolving': True}],
+    ids=['transformer', 'recomputed', 'convolving'],
+)
+def test_with_bf16_a_model_in_parts_takes_the_steps_of_whole_ones(shards, tmp_path, options):
+    for way in ('ddp', 'fsdp'):
+        done = spread(shards, tmp_path / way, 2, parallel=WAYS[way], precision='bf16', clip=None, **options)
+        assert done.returncode == 0, done.stderr[-3000:]
+    whole, parts = (losses(open_run('vit', runs=tmp_path / way)) for way in ('ddp', 'fsdp'))
+    assert parts == pytest.approx(whole, rel=1e-6)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ('first', 'second'),
