@@ -18,7 +18,6 @@ pass included; after as many again it stops.
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import itertools
 import logging
@@ -29,22 +28,24 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import distributed, nn
+from torch import nn
 
 from mmpipe.data.loader import DataLoader
 from mmpipe.data.ranks import is_first, world
 from mmpipe.errors import TrainError
-from mmpipe.models.spread import here_of, is_sharded
+from mmpipe.models.spread import is_sharded
 from mmpipe.runs import Run, open_run, update_run
 from mmpipe.runs.record import append_metrics, cut_metrics, drop_checkpoints, sync_metrics
+from mmpipe.train.agreement import Asked, agree
 from mmpipe.train.average import Average
 from mmpipe.train.balancing import make_balancing
 from mmpipe.train.callbacks import StopTraining
 from mmpipe.train.checkpoint import Keep, load_checkpoint, save_checkpoint, save_in_pieces, seconds_between
 from mmpipe.train.distributed import from_rank_0, processes
+from mmpipe.train.epochs import Epochs
 from mmpipe.train.evaluate import evaluate
 from mmpipe.train.interrupt import Interrupt, noted_interrupt
+from mmpipe.train.nonfinite import NotFinite, not_finite_in
 from mmpipe.train.optimizer import groups_of, learning_rate, make_optimizer, scheduled, set_groups
 from mmpipe.train.random_numbers import seed_generators
 from mmpipe.train.step import Stepper
@@ -126,19 +127,15 @@ class Loop:
             clip=trainer.clip,
             channels_last=trainer.channels_last,
         )
-        steps = (math.ceil(train.batches.count(epoch) / trainer.accumulate) for epoch in range(trainer.epochs))
-        self.ends = [0, *itertools.accumulate(steps)]  # the step at which each epoch begins; they may differ in length
-        self.total = self.ends[-1]
-        if trainer.max_steps is not None:
-            self.total = min(self.total, trainer.max_steps)
+        self.epochs = Epochs(train, epochs=trainer.epochs, accumulate=trainer.accumulate, max_steps=trainer.max_steps)
+        self.total = self.epochs.total
         self.step = 0
         self.metrics: dict[str, Any] = dict(run.metrics)
         # Over all ranks: sum of losses and labelled rows since the epoch began, per task.
         self.sums = [[0.0, 0.0] for _ in tasks]  # of the epoch, as far as read: losses and labelled rows per task
         self.unread = Unread([task.name for task in tasks])
         self.recent: dict[str, float] = {}
-        self.left_out: set[int] = set()  # steps that are not taken again after going back
-        self.skipped: list[int] = []  # since the training began, or went back
+        self.not_finite = NotFinite(trainer.skip_nonfinite)
         auto = trainer.sharded_checkpoints == 'auto'
         in_pieces = trainer.parallel.sharding in STAGES or (is_sharded(model) and trainer.parallel.sharding != 'yafsdp')
         self.in_pieces = in_pieces if auto else bool(trainer.sharded_checkpoints)
@@ -147,13 +144,10 @@ class Loop:
         self.save_took = 0.0
         self.waited_s = self.trained_s = 0.0  # in the epochs of this process
         self.interrupt = Interrupt()
-        self.stop_agreed = self.enough = False  # by all ranks
-        self.due_agreed = False  # a checkpoint, by time
-        self.even = True  # whether each of them has rows in this step
+        self.asked_enough = False  # by a callback
+        self.stop_agreed = self.enough = self.due_agreed = False  # by all ranks; the last, a checkpoint by time
         sharded = mesh is not None and hasattr(model, 'optional')
         self.optional: list[tuple[str, bool, list[nn.Parameter]]] = model.optional() if sharded else []  # type: ignore[operator]
-        self.unused: list[nn.Parameter] = []  # of these, in this step
-        self.asked_enough = False  # by a callback
 
     def train(self) -> Run:
         """Train to the end.
@@ -208,15 +202,15 @@ class Loop:
 
     def _epoch(self) -> None:
         """From where the loader stands to the end of the epoch, or of the training."""
-        epoch = bisect.bisect_right(self.ends, self.step) - 1
-        last = min(self.total, self.ends[epoch + 1])
+        epoch = self.epochs.of(self.step)
+        last = min(self.total, self.epochs.end(epoch))
         self._unfreeze(epoch)
         self.model.train()
         batches = iter(self.loader)
         began, first = time.monotonic(), self.step
         while self.step < last:
             micro = list(itertools.islice(batches, self.config.accumulate))
-            if self.step not in self.left_out:
+            if self.step not in self.not_finite.left_out:
                 self._take(micro)
             self.step += 1
             self._report(epoch, time.monotonic() - began, self.step - first)
@@ -227,7 +221,7 @@ class Loop:
                     return
         self.waited_s += self.loader.waited_s
         self.trained_s += time.monotonic() - began
-        if last == self.ends[epoch + 1]:
+        if last == self.epochs.end(epoch):
             self.loader.set_epoch(epoch + 1)
         self._end_epoch(epoch)
         evaluated = self.keep.best is not None and bool(self.metrics)
@@ -245,7 +239,11 @@ class Loop:
             factor = learning_rate(
                 self.step, peak=1.0, schedule=config.schedule, warmup=config.warmup, total=self.total
             )
-        taken = self.stepper(micro, self._labels(micro), factor=factor, even=self.even, unused=self.unused)
+        # Clocks differ, and a checkpoint of a model in parts needs all processes: the first one says when.
+        asked = Asked(self.interrupt.asked, self.asked_enough, save=is_first() and self._time_to_save())
+        agreed = agree(micro, self.tasks, asked, optional=self.optional, device=self.device)
+        self.stop_agreed, self.enough, self.due_agreed = dataclasses.astuple(agreed.asked)
+        taken = self.stepper(micro, agreed.labels, factor=factor, even=agreed.even, unused=agreed.unused)
         if self.scheduler is not None:
             self.scheduler.step()
         if self.average is not None:
@@ -258,32 +256,6 @@ class Loop:
         if due:
             self.model.freeze(self.config.unfreeze[max(due)])  # type: ignore[operator,index]
         self.stepper.refresh()
-
-    def _labels(self, micro: list[dict[str, Any]]) -> list[float]:
-        """Labelled rows per task in this step, over micro-batches and ranks; known without asking the device."""
-        counts = [float(sum(len(batch['_present'][task.field]) for batch in micro)) for task in self.tasks]
-        there = processes()
-        if there == 1:
-            self.enough = self.asked_enough
-            return counts
-        # Whether to stop travels along, so that it costs no message, and no rank waits for one that has left.
-        empty = any(len(batch['_key']) == 0 for batch in micro)
-        users = [sum(_rows(batch, field, present) for batch in micro) for field, present, _ in self.optional]
-        # Clocks differ, and a checkpoint of a model in parts needs all processes: the first one says when.
-        due = is_first() and self._time_to_save()
-        asked = [float(each) for each in (self.interrupt.asked, self.asked_enough, empty, due)]
-        told = torch.tensor([*users, *counts, *asked], dtype=torch.float32, device=self.device)
-        distributed.all_reduce(told)  # of all processes; those that share a model count the same rows
-        *counts, stop, enough, empties, dues = told[len(users) :].tolist()
-        self.due_agreed = dues > 0
-        self.unused = [
-            parameter
-            for (_, _, parameters), used in zip(self.optional, told[: len(users)].tolist(), strict=True)
-            if not used
-            for parameter in parameters
-        ]
-        self.stop_agreed, self.enough, self.even = stop > 0, enough > 0, empties == 0
-        return [count * world()[1] / there for count in counts]
 
     def _stopping(self) -> bool:
         return self.enough or (self.interrupt.asked if processes() == 1 else self.stop_agreed)
@@ -304,17 +276,9 @@ class Loop:
                 waiting = f'{most}{100 * self.loader.waited_s / seconds:.0f} % waiting for data'
                 note(f'{steps / seconds:,.1f} steps/s, {waiting}{losses}')
             done = epoch * self.loader.batches.end + self.loader.state_dict()['consumed']
-            self.config.progress('train', done, self._samples(), 'rows')
+            self.config.progress('train', done, self.epochs.samples(), 'rows')
         if self.step % self.config.log_every == 0:
             self._write_losses()
-
-    def _samples(self) -> int:
-        """Samples that the whole training takes."""
-        samples, epochs = self.loader.batches.end, bisect.bisect_right(self.ends, self.total) - 1
-        if epochs == len(self.ends) - 1:
-            return epochs * samples
-        share = (self.total - self.ends[epochs]) / (self.ends[epochs + 1] - self.ends[epochs])
-        return epochs * samples + math.ceil(share * samples)
 
     def _end_epoch(self, epoch: int) -> None:
         """One line of metrics.jsonl: losses of the epoch per task, and the evaluation where one is due."""
@@ -361,10 +325,10 @@ class Loop:
         Raises:
             TrainError: there were too many before as well, or there is nothing to go back to.
         """
-        new = {step: names for step, names in bad.items() if step not in self.skipped}
+        new = {step: names for step, names in bad.items() if step not in self.not_finite.skipped}
         for step, names in new.items():
-            self.skipped.append(step)
-            keys = self._keys_of(step)
+            self.not_finite.skipped.append(step)
+            keys = self.epochs.keys(step - 1)
             self._append([{'step': step, 'not_finite': names, 'keys': keys}])
             more = f' and {len(keys) - KEYS_SHOWN} more' if len(keys) > KEYS_SHOWN else ''
             what = (
@@ -372,37 +336,26 @@ class Loop:
                 f'{", ".join(map(repr, keys[:KEYS_SHOWN]))}{more}'
             )
             _log.warning('run %s: %s; it changed nothing', self.run.id, what)
-            if len(self.skipped) > self.config.skip_nonfinite:
+            if self.not_finite.too_many:
                 if self._may_go_back():
                     raise _GoBack
-                since = ' since it went back to a checkpoint' if self.left_out else ''
-                raise TrainError(
-                    f'Run {self.run.id}: {what}. It left out {how_many(len(self.skipped), "such step")}{since}. '
-                    f'{self._ways_out()}'
-                )
+                since = ' since it went back to a checkpoint' if self.not_finite.left_out else ''
+                skipped = how_many(len(self.not_finite.skipped), 'such step')
+                raise TrainError(f'Run {self.run.id}: {what}. It left out {skipped}{since}. {self._ways_out()}')
 
     def _may_go_back(self) -> bool:
-        """Whether there is something to leave out that was not before, not too much of it, and where to go."""
-        most = 2 * self.config.skip_nonfinite + 1
-        few = len(self.skipped) > 0 and len(self.skipped) + len(self.left_out) <= most
-        return few and self._newest_checkpoint() is not None
-
-    def _keys_of(self, step: int) -> list[str]:
-        """Keys of all rows of a step (from 1 on), on all ranks."""
-        epoch = bisect.bisect_right(self.ends, step - 1) - 1
-        batches, at = self.loader.batches, (step - 1 - self.ends[epoch]) * self.config.accumulate
-        with_positions = list(itertools.islice(batches.global_steps(epoch), at, at + self.config.accumulate))
-        return [key for positions in with_positions for key in self.loader.rows.keys[positions].tolist()]
+        """Whether there is something to leave out, and where to go."""
+        return self.not_finite.may_leave_out and self._newest_checkpoint() is not None
 
     def _go_back(self) -> None:
         """To the last checkpoint; the steps that were not finite are not taken from there."""
-        wrong, self.skipped = self.skipped, []
+        wrong = self.not_finite.skipped
         self._restore()
-        self.left_out |= {step - 1 for step in wrong}
-        self._append([{'step': self.step, 'leaves_out': step, 'keys': self._keys_of(step)} for step in wrong])
+        self.not_finite.leave_out(wrong)
+        self._append([{'step': self.step, 'leaves_out': step, 'keys': self.epochs.keys(step - 1)} for step in wrong])
         _log.warning(
             'run %s: went back to its checkpoint of step %d; %s from there will be left out',
-            self.run.id, self.step, how_many(len(self.left_out), 'step'),
+            self.run.id, self.step, how_many(len(self.not_finite.left_out), 'step'),
         )  # fmt: skip
 
     def _save(self, *, whole: bool) -> None:
@@ -413,8 +366,7 @@ class Loop:
             'sums': self.sums,
             'unread': self.unread.state(),  # waits for steps that the device has not done: no cost of the checkpoint
             'metrics': self.metrics,
-            'left_out': sorted(self.left_out),
-            'skipped': self.skipped,
+            **self.not_finite.state(),
             'scaler': self.stepper.scaler.state_dict(),
             'scheduler': None if self.scheduler is None else self.scheduler.state_dict(),
             'groups': groups_of(self.optimizer),
@@ -441,12 +393,7 @@ class Loop:
         Raises:
             TrainError: a weight is not finite, and there is nothing to go back to.
         """
-        tensors = [*self.model.named_parameters(), *self.model.named_buffers()]
-        floats = [(name, here_of(tensor)) for name, tensor in tensors if tensor.is_floating_point()]
-        finite = torch.stack([torch.isfinite(tensor).all() for _, tensor in floats]).float()
-        if is_sharded(self.model):
-            distributed.all_reduce(finite, op=distributed.ReduceOp.MIN)
-        wrong = [name for (name, _), fine in zip(floats, finite.tolist(), strict=True) if not fine]
+        wrong = not_finite_in(self.model)
         if not wrong:
             return
         # Which steps did it? Those that were not finite; they leave statistics of BatchNorm behind, for one.
@@ -484,8 +431,7 @@ class Loop:
             self.sums = state['sums']
             self.unread.load(state['unread'], self.device)
             self.metrics = state['metrics']
-            self.left_out = set(state['left_out'])
-            self.skipped = state['skipped']
+            self.not_finite.load(state)
             if state['scaler']:
                 self.stepper.scaler.load_state_dict(state['scaler'])
             if self.scheduler is not None:
@@ -503,11 +449,6 @@ class Loop:
         if is_first():
             self.run = update_run(self.run, **changes)
         return self.run
-
-
-def _rows(batch: Mapping[str, Any], field: str, present: bool) -> int:
-    there = len(batch['_present'][field])
-    return there if present else len(batch['_key']) - there
 
 
 class _GoBack(Exception):
