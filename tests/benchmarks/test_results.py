@@ -93,6 +93,34 @@ def test_the_table_of_searches_is_that_of_the_record() -> None:
         assert f'| {label} | {" | ".join(cells)} |' in text, name
 
 
+def test_what_lies_past_one_process_is_told_as_it_was_recorded() -> None:
+    table = (BENCHMARKS / 'README.md').read_text(encoding='utf-8')
+    readme = ' '.join((BENCHMARKS.parent / 'README.md').read_text(encoding='utf-8').split())
+    record = json.loads((BENCHMARKS / 'results' / 'scale.json').read_text(encoding='utf-8'))
+    assert 'failed' not in record['notes']
+    for name, wanted in record['notes']['wanted'].items():
+        figure = record['figures'][name]
+        median, low, high = (f'{figure[key]:.3g}' for key in ('median', 'q1', 'q3'))
+        assert f'| `{name}` | {median} ({low} to {high}) | {wanted} |' in table, name
+    at = {name: figure['median'] for name, figure in record['figures'].items()}
+    for text in (
+        f'{at["parity_tensor_bf16"]:.4f} to {at["parity_data_x_tensor_bf16"]:.4f}, where DDP and FSDP2 are at '
+        f'{at["parity_ddp_bf16"]:.4f}',
+        f'(`parity_halves_bf16`) is {at["parity_halves_bf16"]:.4f}',
+        f'bf16 {at["parity_noise_bf16"]:.4f} beside float32',
+        f'take {at["tune_start_s"]:.1f} s to start',
+        f'was {at["federated_round_s"]:.1f} s, of which {at["federated_own_s"]:.2f} s are not training',
+        f'all {at["rank_kills_ok"]:.0f} of ranks, {at["ray_kills_ok"]:.0f} of Ray',
+    ):
+        assert text in ' '.join(table.split())
+    for text in (
+        f'all {at["random_kills_ok"]:.0f} were survived',
+        f'by {100 * at["parity_max_rel_bf16"]:.1f} % after five steps',
+        f'run {at["tune_scaling"]:.2f} times the trials',
+    ):
+        assert text in readme
+
+
 def test_the_tables_of_real_data_are_those_of_the_record() -> None:
     text = (BENCHMARKS / 'README.md').read_text(encoding='utf-8')
     figures = json.loads((BENCHMARKS / 'results' / 'real_data.json').read_text(encoding='utf-8'))['figures']
