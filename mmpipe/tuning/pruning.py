@@ -8,6 +8,7 @@ In one process the one calls the other; between two, a pipe carries the messages
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 from mmpipe.runs import Run
 from mmpipe.runs.keep import score_of
 from mmpipe.train.callbacks import Callback, StopTraining
-from mmpipe.tuning.goals import direction
+from mmpipe.tuning.goals import COSTS, direction
 from mmpipe.tuning.memory import begin_peak, peak_bytes
 
 if TYPE_CHECKING:
     import optuna
+
+COSTS_EVERY_S = 1.0  # each time is a write that waits for the disk; a killed process loses no more of them than this
 
 Message = dict[str, Any]
 """Attributes of a trial by their names, and `epoch` with `score` where there is something to report."""
@@ -78,6 +81,7 @@ class Listening:
     def __init__(self, trial: optuna.Trial) -> None:
         self.trial = trial
         self.known = set(trial.study._storage.get_trial(trial._trial_id).intermediate_values)
+        self.costs_kept_at = -math.inf
 
     def __call__(self, message: Message) -> bool:
         """Take a message.
@@ -85,7 +89,13 @@ class Listening:
         Returns:
             Whether the trial is to end as pruned, which is then one of its attributes.
         """
-        for name in message.keys() - {'epoch', 'score'}:
+        kept = message.keys() - {'epoch', 'score'}
+        if not kept.isdisjoint(COSTS):
+            if time.monotonic() - self.costs_kept_at < COSTS_EVERY_S:
+                kept -= set(COSTS)
+            else:
+                self.costs_kept_at = time.monotonic()
+        for name in kept:
             self.trial.set_user_attr(name, message[name])
         if 'epoch' not in message:
             return False
