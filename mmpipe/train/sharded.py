@@ -81,6 +81,12 @@ class Sharded(OverRanks):
         if len(self._parts) != wrapped:
             raise TrainError(f'fully_shard wrapped {len(self._parts)} modules of {wrapped}.')
 
+    def whole(self, model: nn.Module, *, loads: bool = False) -> AbstractContextManager[Any]:
+        """See `Strategy.whole`: an evaluation leaves what no block holds gathered, as no backward pass follows it."""
+        for part in self._parts:
+            part.reshard()
+        return nullcontext()
+
     def callable(self, model: nn.Module) -> nn.Module:
         """See `Strategy.callable`."""
         return model
