@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -39,6 +40,10 @@ class YaSharded(Sharded):
             raise TrainError(f'ya_fsdp wrapped {len(self._parts)} modules of {len(blocks) + 1}.')
         # Checkpoints hold whole weights.
         model.set_state_dict_type(library.StateDictType.FULL_STATE_DICT)  # type: ignore[operator]
+
+    def whole(self, model: nn.Module, *, loads: bool = False) -> AbstractContextManager[Any]:
+        """See `Strategy.whole`: `state_dict` gathers whole weights by itself."""
+        return nullcontext()
 
     def reduce(self, parameters: Sequence[nn.Parameter], *, even: bool) -> None:
         """See `Strategy.reduce`: it takes means over ranks, and losses are divided by the labels of all of them."""
